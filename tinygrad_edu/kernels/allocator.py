@@ -1,0 +1,116 @@
+"""Where arrays come from: `empty(shape, dtype)`, which hands out recycled memory.
+
+Every op's output and workspace is made here. A training step asks for the same sizes again and
+again; fresh memory from the operating system costs a page fault per 4096 bytes, so blocks whose last
+array has died go to a free list and are handed out again. Nobody has to say "free": a block comes
+back when Python drops the last array that looks into it, views included.
+
+    array --base--> lease (owns the right to one block) --__del__--> free list
+"""
+
+import ctypes
+import functools
+import math
+
+import numpy as np
+
+ALIGNMENT = 64  # bytes: a cache line, and one 512-bit vector
+SMALLEST = 32768  # bytes: below this the system allocator recycles well enough by itself
+
+
+class Recycler:
+    """Free lists by block size. Holds at most a quarter more than was ever in use at once."""
+
+    def __init__(self) -> None:
+        self.free: dict[int, list[np.ndarray]] = {}
+        self.live_bytes = 0  # bytes of blocks somebody holds
+        self.free_bytes = 0  # bytes of blocks waiting on a free list
+        self.peak_bytes = 0  # the most `live_bytes` has been
+        self.mapped_bytes = 0  # bytes ever asked from the system: flat in a steady state
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An uninitialised C-contiguous array of `shape` and `dtype`."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes < SMALLEST:
+            return np.empty(shape, dtype)
+        block_bytes = round_up(nbytes)
+        waiting = self.free.get(block_bytes)
+        if waiting:
+            block = waiting.pop()
+            self.free_bytes -= block_bytes
+        else:
+            self._make_room(block_bytes)
+            block = aligned_block(block_bytes)
+            self.mapped_bytes += block_bytes
+        self.live_bytes += block_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        return np.ndarray(shape, dtype, buffer=lease(block, self))
+
+    def give_back(self, block: np.ndarray) -> None:
+        self.live_bytes -= block.nbytes
+        self.free_bytes += block.nbytes
+        self.free.setdefault(block.nbytes, []).append(block)
+
+    def _make_room(self, wanted: int) -> None:
+        """Drops free blocks, largest first, while keeping them would hoard memory."""
+        ceiling = 1.25 * max(self.peak_bytes, self.live_bytes + wanted)
+        for size in sorted(self.free, reverse=True):
+            while self.free[size] and self.live_bytes + self.free_bytes + wanted > ceiling:
+                self.free[size].pop()
+                self.free_bytes -= size
+
+
+def round_up(nbytes: int) -> int:
+    """The block size for `nbytes`: eight sizes per power of two, so at most 1/8 is wasted."""
+    step = max(4096, 1 << max(0, nbytes.bit_length() - 4))
+    return -(-nbytes // step) * step
+
+
+def aligned_block(nbytes: int) -> np.ndarray:
+    """`nbytes` of uninitialised memory that start on a cache line."""
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+@functools.cache
+def lease_type(nbytes: int) -> type:
+    """A buffer type of `nbytes` that returns its block when the last array using it dies.
+
+    ctypes is the one place in pure Python where a class of ours can be the memory behind an array.
+    """
+
+    class Lease(ctypes.c_char * nbytes):
+        def __del__(self) -> None:
+            self.recycler.give_back(self.block)
+
+    return Lease
+
+
+def lease(block: np.ndarray, recycler: Recycler) -> ctypes.Array:
+    held = lease_type(block.nbytes).from_buffer(block)
+    held.block, held.recycler = block, recycler
+    return held
+
+
+RECYCLER = Recycler()
+
+
+def empty(shape: tuple[int, ...] | int, dtype: np.dtype | type) -> np.ndarray:
+    """An uninitialised array, like `np.empty`, from recycled memory where that pays."""
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    return RECYCLER.empty(shape, np.dtype(dtype))
+
+
+def zeros(shape: tuple[int, ...] | int, dtype: np.dtype | type) -> np.ndarray:
+    """Like `np.zeros`, from `empty`."""
+    out = empty(shape, dtype)
+    out.fill(0)
+    return out
+
+
+def copy(array: np.ndarray) -> np.ndarray:
+    """A C-contiguous copy of `array`, from `empty`."""
+    out = empty(array.shape, array.dtype)
+    np.copyto(out, array)
+    return out

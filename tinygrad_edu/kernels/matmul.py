@@ -1,0 +1,54 @@
+"""Matrix products, and the switch that says who computes them.
+
+Every product in the engine goes through `matmul` here, so one call to `set_matmul_backend`
+changes them all. A backend is a function `(a, b, out) -> None` on operands that are at least 2-D,
+with leading axes already broadcastable and `out` allocated.
+"""
+
+import math
+
+import numpy as np
+import threadpoolctl
+
+from .allocator import empty
+
+
+def numpy_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """NumPy's own product: whatever BLAS it was built with."""
+    np.matmul(a, b, out=out)
+
+
+BACKENDS = {"numpy": numpy_backend}
+_backend = numpy_backend
+
+
+def set_matmul_backend(name: str) -> None:
+    """Chooses who computes matrix products: one of `BACKENDS`."""
+    global _backend
+    if name not in BACKENDS:
+        known = ", ".join(repr(key) for key in BACKENDS)
+        raise ValueError(f"unknown matmul backend {name!r}: choose one of {known}")
+    _backend = BACKENDS[name]
+
+
+def set_num_threads(n: int) -> None:
+    """Sets how many threads a matrix product may use (1 or more)."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"set_num_threads needs a whole number of at least 1, got {n!r}")
+    threadpoolctl.threadpool_limits(limits=n, user_api="blas")
+
+
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b for (..., m, k) and (..., k, n), leading axes broadcast -> (..., m, n).
+
+    A product of many matrices with one matrix is one tall product: (..., m, k) @ (k, n).
+    """
+    dtype = np.result_type(a, b)
+    out_shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    out = empty(out_shape, dtype)
+    if a.ndim > 2 and b.ndim == 2:
+        rows = math.prod(out_shape[:-1])
+        _backend(a.reshape(rows, a.shape[-1]), b, out.reshape(rows, b.shape[-1]))
+    else:
+        _backend(a, b, out)
+    return out

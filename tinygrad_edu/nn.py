@@ -1,0 +1,276 @@
+"""Layers. A `Module` is any object whose attributes hold Parameters, Modules, or lists of them.
+
+Parameters are found by walking attributes, lists, tuples and dicts in the order they were set; the
+path is the name ("transformer.h.0.attn.c_attn.weight"). One parameter reached by two paths (tied
+weights) is one parameter, under its first name. Layers that draw numbers take a `rng`.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import functional as F
+from . import tape
+from .storage import ArrayStorage
+from .tensor import Tensor, as_array
+
+Init = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+
+
+class Parameter(Tensor):
+    """A leaf Tensor that wants gradients and keeps its numbers in a `storage`."""
+
+    __slots__ = ("storage",)
+
+    def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None) -> None:
+        self.storage = ArrayStorage(as_array(data, dtype))
+        self._init(None, False)
+        self.requires_grad = requires_grad
+
+    def _read(self) -> np.ndarray:
+        return self.storage.read()
+
+    def _write(self, array: np.ndarray) -> None:
+        self.storage.write(array)
+
+    def _accumulate(self, grad: np.ndarray) -> None:
+        self.storage.add_grad(grad)
+
+    def zero_grad(self) -> None:
+        self.storage.grad = None
+
+    @property
+    def grad(self) -> np.ndarray | None:
+        return self.storage.grad
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        Tensor.grad.fset(self, value)
+        self.storage.grad, self._grad = self._grad, None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.storage.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.storage.dtype
+
+    def update(self, function: Callable[..., None], state: tuple[str, ...], **numbers: Any) -> None:
+        """`function(data, grad, *state arrays, **numbers)`, in place, where the numbers live."""
+        self.storage.update(function, state, **numbers)
+        self._version[0] += 1
+
+
+class Module:
+    """Holds parameters and submodules as plain attributes; subclasses write `forward`."""
+
+    training = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} needs a forward()")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tape.state.scope.append(self)
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            tape.state.scope.pop()
+
+    def named_modules(self) -> list[tuple[str, "Module"]]:
+        """This module (named "") and all below it, each once."""
+        found = [(name, x) for name, x in walk(self, "") if isinstance(x, Module)]
+        return list({id(x): (name, x) for name, x in reversed(found)}.values())[::-1]
+
+    def named_parameters(self) -> list[tuple[str, Parameter]]:
+        """Every parameter once, under the first path that reaches it."""
+        seen: dict[int, tuple[str, Parameter]] = {}
+        for name, x in walk(self, ""):
+            if isinstance(x, Parameter):
+                seen.setdefault(id(x), (name, x))
+        return list(seen.values())
+
+    def parameters(self) -> list[Parameter]:
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters' arrays by name; tied ones appear once."""
+        return {name: parameter.numpy() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets every parameter; on any difference of names or shapes changes nothing and raises."""
+        own = dict(self.named_parameters())
+        problems = [f"missing {name}" for name in own if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in own]
+        problems += [
+            f"{name} is {np.shape(state[name])}, expected {parameter.shape}"
+            for name, parameter in own.items()
+            if name in state and np.shape(state[name]) != parameter.shape
+        ]
+        if problems:
+            raise ValueError(f"load_state_dict: {'; '.join(problems)}")
+        for name, parameter in own.items():
+            parameter.data = as_array(state[name], parameter.dtype)
+
+    def train(self, mode: bool = True) -> "Module":
+        """Switches dropout on (or, with False, off) here and below."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> "Module":
+        """Switches dropout off."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+
+def walk(value: Any, path: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every Module and Parameter in `value` with its path, depth first; cycles are cut."""
+    if isinstance(value, (Module, Parameter)):
+        yield path, value
+    if id(value) in above:
+        return
+    if isinstance(value, Module):
+        items = vars(value).items()
+    elif isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return
+    for key, item in items:
+        yield from walk(item, f"{path}.{key}" if path else str(key), (*above, id(value)))
+
+
+class ModuleList(Module):
+    """A list of modules; a plain Python list does as well."""
+
+    def __init__(self, modules: Any = ()) -> None:
+        for module in modules:
+            self.append(module)
+
+    def append(self, module: Module) -> "ModuleList":
+        setattr(self, str(len(self)), module)  # the index is the name
+        return self
+
+    def __iter__(self) -> Iterator[Module]:
+        return (vars(self)[str(i)] for i in range(len(self)))
+
+    def __len__(self) -> int:
+        return sum(key.isdigit() for key in vars(self))
+
+    def __getitem__(self, index: int) -> Module:
+        return list(self)[index]
+
+
+class Sequential(ModuleList):
+    """Modules (or functions) called one after the other."""
+
+    def __init__(self, *modules: Any) -> None:
+        super().__init__(modules)
+
+    def forward(self, x: Any) -> Any:
+        for module in self:
+            x = module(x)
+        return x
+
+
+def uniform(bound: float) -> Init:
+    return lambda rng, shape: rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def normal(std: float) -> Init:
+    def init(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        values = rng.standard_normal(shape, dtype=np.float32)
+        values *= np.float32(std)
+        return values
+
+    return init
+
+
+def as_generator(rng: np.random.Generator | None) -> np.random.Generator:
+    return np.random.default_rng() if rng is None else rng
+
+
+class Linear(Module):
+    """x (..., in_features) -> (..., out_features); weight is (out_features, in_features).
+
+    `init` draws the weight; without it weight and bias are uniform in +-1/sqrt(in_features), as
+    PyTorch's. With it the bias starts at zero.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        rng: np.random.Generator | None = None,
+        init: Init | None = None,
+    ) -> None:
+        rng, default = as_generator(rng), uniform(1 / math.sqrt(max(1, in_features)))
+        self.weight = Parameter((init or default)(rng, (out_features, in_features)))
+        zeros = np.zeros(out_features, np.float32)
+        start = zeros if init else default(rng, (out_features,)) if bias else None
+        self.bias = Parameter(start) if bias else None
+
+    def forward(self, x: Any) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """ids (...) -> (..., embedding_dim): rows of a table, normal(0, 1) unless `init` draws them."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        rng: np.random.Generator | None = None,
+        init: Init | None = None,
+    ) -> None:
+        draw = init or normal(1.0)
+        self.weight = Parameter(draw(as_generator(rng), (num_embeddings, embedding_dim)))
+        self.padding_idx = padding_idx
+
+    def forward(self, ids: Any) -> Tensor:
+        return F.embedding(ids, self.weight, self.padding_idx)
+
+
+class LayerNorm(Module):
+    """Layer norm over the last axes, of `normalized_shape`, with a learned scale and shift."""
+
+    def __init__(self, normalized_shape: Any, eps: float = 1e-5, bias: bool = True) -> None:
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape, self.eps = shape, eps
+        self.weight = Parameter(np.ones(shape, np.float32))
+        self.bias = Parameter(np.zeros(shape, np.float32)) if bias else None
+
+    def forward(self, x: Any) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(Module):
+    """RMS norm over the last axes, of `normalized_shape`, with a learned scale."""
+
+    def __init__(self, normalized_shape: Any, eps: float | None = None) -> None:
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape, self.eps = shape, eps
+        self.weight = Parameter(np.ones(shape, np.float32))
+
+    def forward(self, x: Any) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+
+class Dropout(Module):
+    """Dropout while training; see `functional.dropout`."""
+
+    def __init__(self, p: float = 0.5, rng: np.random.Generator | None = None) -> None:
+        self.p, self.rng = F.as_probability(p, "Dropout: p"), as_generator(rng)
+
+    def forward(self, x: Any) -> Tensor:
+        return F.dropout(x, self.p, self.training, self.rng)

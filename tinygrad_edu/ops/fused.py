@@ -1,0 +1,123 @@
+"""The ops of a transformer that are worth fusing: norms, losses, attention, embedding."""
+
+import numpy as np
+
+from ..kernels import attention as attention_kernels
+from ..kernels import cross_entropy as loss_kernels
+from ..kernels import gather
+from ..kernels import normalize as norm_kernels
+from ..kernels.blocks import rows_of
+
+
+class LayerNorm:
+    """Normalises the last `weight.ndim` axes; `center` False is RMS norm."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, row_ndim, center):
+        ctx.row_ndim = row_ndim
+        y, mean, rstd = norm_kernels.layer_norm(
+            rows_of(x, row_ndim), as_vector(weight), as_vector(bias), eps, center
+        )
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y.reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, mean, rstd = ctx.saved_tensors
+        grads = norm_kernels.layer_norm_backward(
+            rows_of(grad, ctx.row_ndim),
+            rows_of(x, ctx.row_ndim),
+            as_vector(weight),
+            mean,
+            rstd,
+            ctx.needs_input_grad[:3],
+        )
+        return tuple(
+            None if g is None else g.reshape(shape)
+            for g, shape in zip(grads, ctx.input_shapes[:3], strict=True)
+        )
+
+
+def as_vector(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else array.reshape(array.size)
+
+
+def reduce_losses(losses, target, reduction):
+    """Per-row losses (N,) -> the loss, and what each row's gradient is divided by."""
+    if reduction == "none":
+        return losses, losses.dtype.type(1)
+    total = losses.sum()
+    if reduction == "sum":
+        return np.asarray(total), losses.dtype.type(1)
+    count = target.row_weights(losses.dtype).sum() if target.is_ids else losses.dtype.type(len(losses))
+    return np.asarray(total / count, losses.dtype), count
+
+
+class CrossEntropy:
+    """Logits (N, C) -> loss; see the kernel for targets, class weights and smoothing."""
+
+    @staticmethod
+    def forward(ctx, logits, target, reduction):
+        losses, lse = loss_kernels.cross_entropy(logits, target)
+        loss, ctx.divisor = reduce_losses(losses, target, reduction)
+        ctx.target = target
+        ctx.save_for_backward(logits, lse)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        logits, lse = ctx.saved_tensors
+        rows = np.broadcast_to(grad / ctx.divisor, lse.shape)
+        out = np.empty(logits.shape, logits.dtype)
+        return loss_kernels.cross_entropy_backward(rows, logits, lse, ctx.target, out)
+
+
+class LinearCrossEntropy:
+    """x (N, K), weight (C, K), bias (C,) -> loss, with the logits made in blocks of rows."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, target, reduction):
+        losses, lse = loss_kernels.linear_cross_entropy(x, weight, bias, target)
+        loss, ctx.divisor = reduce_losses(losses, target, reduction)
+        ctx.target = target
+        ctx.save_for_backward(x, weight, bias, lse)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, bias, lse = ctx.saved_tensors
+        rows = np.broadcast_to(grad / ctx.divisor, lse.shape)
+        return loss_kernels.linear_cross_entropy_backward(
+            rows, x, weight, bias, lse, ctx.target, ctx.needs_input_grad[:3]
+        )
+
+
+class Attention:
+    """q (B, H, T, D), k (B, H, S, D), v (B, H, S, E) -> (B, H, T, E)"""
+
+    @staticmethod
+    def forward(ctx, q, k, v, options):
+        out, lse = attention_kernels.attention(q, k, v, options)
+        ctx.options = options
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return attention_kernels.attention_backward(grad, *ctx.saved_tensors, ctx.options)
+
+
+class Embedding:
+    """weight (V, C), ids (...) -> (..., C); the row `padding_idx` receives no gradient."""
+
+    @staticmethod
+    def forward(ctx, weight, ids, padding_idx):
+        ctx.ids, ctx.rows, ctx.padding_idx = ids, len(weight), padding_idx
+        return gather.gather_rows(weight, ids)
+
+    @staticmethod
+    def backward(ctx, grad):
+        out = gather.scatter_rows(grad, ctx.ids, ctx.rows)
+        if ctx.padding_idx is not None:
+            out[ctx.padding_idx] = 0
+        return out

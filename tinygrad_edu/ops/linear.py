@@ -1,0 +1,160 @@
+"""Products: matrix product, linear layer, einsum."""
+
+import string
+
+import numpy as np
+
+from ..kernels import copy, matmul
+from ..kernels.blocks import rows_of
+
+
+class Matmul:
+    """a @ b with NumPy's rules: (..., m, k) @ (..., k, n), and vectors on either side.
+
+    A vector is a matrix with one row (left) or one column (right), and that axis leaves the result.
+    """
+
+    @staticmethod
+    def forward(ctx, a, b):
+        need_a, need_b = ctx.needs_input_grad
+        ctx.save_for_backward(a if need_b else None, b if need_a else None)
+        out = matmul(as_row(a), as_column(b))
+        ctx.matrix_shape = out.shape  # (..., m, n)
+        lead = out.shape[:-2]
+        return out.reshape(lead + out.shape[-2:][a.ndim == 1 : 1 if b.ndim == 1 else 2])
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved_tensors
+        shape_a, shape_b = ctx.input_shapes
+        grad = grad.reshape(ctx.matrix_shape)
+        grad_a = grad_b = None
+        if b is not None:
+            grad_a = matmul(grad, as_column(b).swapaxes(-1, -2))
+            grad_a = grad_a[..., 0, :] if len(shape_a) == 1 else grad_a
+        if a is not None:
+            if len(shape_b) <= 2:  # one matrix for the whole batch: one tall product
+                grad_b = matmul(rows_of(as_row(a)).T, rows_of(grad)).reshape(shape_b)
+            else:
+                grad_b = matmul(as_row(a).swapaxes(-1, -2), grad)
+        return grad_a, grad_b
+
+
+def as_row(a: np.ndarray) -> np.ndarray:
+    return a[None, :] if a.ndim == 1 else a
+
+
+def as_column(b: np.ndarray) -> np.ndarray:
+    return b[:, None] if b.ndim == 1 else b
+
+
+class Linear:
+    """x (..., K) @ weight (N, K).T + bias (N,) -> (..., N)"""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        need_x, need_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
+        out = matmul(rows_of(x), weight.T)
+        if bias is not None:
+            out += bias
+        return out.reshape(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        rows = rows_of(grad)
+        grad_x = grad_weight = grad_bias = None
+        if weight is not None:
+            grad_x = matmul(rows, weight).reshape(*grad.shape[:-1], weight.shape[1])
+        if x is not None:
+            grad_weight = matmul(rows.T, rows_of(x))
+        if ctx.needs_input_grad[2]:
+            grad_bias = matmul(np.ones((1, len(rows)), rows.dtype), rows)[0]
+        return grad_x, grad_weight, grad_bias
+
+
+class Einsum:
+    """Einstein summation. `terms` are the operands' letters, `result` the output's.
+
+    The gradient of an operand is again an einsum, of the output's gradient with all other
+    operands; letters that appear in this operand alone were summed over, so it is spread along
+    them, and a letter that repeats in it picked a diagonal, so it is written back to a diagonal.
+    """
+
+    @staticmethod
+    def forward(ctx, *arrays, terms, result):
+        ctx.terms, ctx.result = terms, result
+        ctx.save_for_backward(*arrays)
+        return own(np.einsum(f"{','.join(terms)}->{result}", *arrays, optimize=len(arrays) > 1))
+
+    @staticmethod
+    def backward(ctx, grad):
+        arrays = ctx.saved_tensors
+        grads = []
+        for i, term in enumerate(ctx.terms):
+            if not ctx.needs_input_grad[i]:
+                grads.append(None)
+                continue
+            letters = "".join(dict.fromkeys(term))
+            others = [j for j in range(len(arrays)) if j != i]
+            sources = [ctx.result, *(ctx.terms[j] for j in others)]
+            known = "".join(c for c in letters if any(c in source for source in sources))
+            part = np.einsum(
+                f"{','.join(sources)}->{known}", grad, *(arrays[j] for j in others), optimize=True
+            )
+            size = dict(zip(term, ctx.input_shapes[i], strict=True))
+            for k in others:  # a size-1 axis may have been broadcast against this operand's
+                for c, n in zip(ctx.terms[k], ctx.input_shapes[k], strict=True):
+                    size[c] = max(size.get(c, 1), n)
+            part = part.reshape([size[c] if c in known else 1 for c in letters])
+            out = np.zeros([size[c] for c in term], grad.dtype)
+            np.einsum(f"{term}->{letters}", out)[...] = part
+            grads.append(out)
+        return tuple(grads)
+
+
+def own(array: np.ndarray) -> np.ndarray:
+    """Einsum may answer with a view of its operand (a transpose, a diagonal): then copies it."""
+    return array if array.base is None else copy(array)
+
+
+def parse_einsum(subscripts: str, shapes: list[tuple[int, ...]]) -> tuple[list[str], str]:
+    """Spells out "..." and a missing "->" in letters: ("...ij,jk", shapes) -> (["Aij", "jk"], ...).
+
+    Raises ValueError if the subscripts do not fit the shapes.
+    """
+    text = subscripts.replace(" ", "")
+    left, arrow, right = text.partition("->")
+    terms = left.split(",")
+    if len(terms) != len(shapes):
+        raise ValueError(f"einsum {subscripts!r} names {len(terms)} operands, got {len(shapes)}")
+    unused = [c for c in string.ascii_letters if c not in text]
+    longest = 0
+    for term, shape in zip(terms, shapes, strict=True):
+        named = len(term.replace("...", ""))
+        extra = len(shape) - named
+        if extra < 0 or (extra > 0 and "..." not in term):
+            raise ValueError(f"einsum {subscripts!r}: {term!r} names {named} axes of shape {shape}")
+        longest = max(longest, extra if "..." in term else 0)
+    ellipsis = "".join(unused[:longest])
+    if not arrow:
+        once = sorted(c for c in set(left) - set(".,") if left.count(c) == 1)
+        right = ("..." if "..." in left else "") + "".join(once)
+    spelled = []
+    for term, shape in zip(terms, shapes, strict=True):
+        count = len(shape) - len(term.replace("...", ""))
+        spelled.append(term.replace("...", ellipsis[longest - count :] if count else ""))
+    result = right.replace("...", ellipsis)
+    unknown = set(result) - set("".join(spelled))
+    if unknown or len(set(result)) != len(result):
+        raise ValueError(f"einsum {subscripts!r}: the output {right!r} repeats or invents letters")
+    sizes: dict[str, int] = {}
+    for term, shape in zip(spelled, shapes, strict=True):
+        for c, n in zip(term, shape, strict=True):
+            if n != 1 and sizes.setdefault(c, n) != n:
+                raise ValueError(
+                    f"einsum {subscripts!r}: axis {c!r} is {sizes[c]} in one operand and {n} in "
+                    f"another (shapes {', '.join(map(str, shapes))})"
+                )
+    return spelled, result

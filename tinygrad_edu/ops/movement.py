@@ -1,0 +1,113 @@
+"""Ops that move numbers and compute nothing. Where NumPy can give a view, so do they."""
+
+import itertools
+
+import numpy as np
+
+from ..kernels import copy, empty, zeros
+
+
+class Reshape:
+    @staticmethod
+    def forward(ctx, a, shape):
+        ctx.in_shape = a.shape
+        if a.flags.c_contiguous:
+            return a.reshape(shape)
+        return copy(a).reshape(shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.reshape(ctx.in_shape)
+
+
+class Permute:
+    @staticmethod
+    def forward(ctx, a, axes):
+        ctx.axes = axes
+        return a.transpose(axes)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.transpose(np.argsort(ctx.axes))
+
+
+class Index:
+    """a[index]; an element picked twice receives both gradients."""
+
+    @staticmethod
+    def forward(ctx, a, index):
+        ctx.index, ctx.in_shape = index, a.shape
+        out = a[index]
+        # An index of plain slices and integers gives a view, and picks nothing twice.
+        ctx.is_view = isinstance(out, np.ndarray) and np.may_share_memory(out, a)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        out = zeros(ctx.in_shape, grad.dtype)
+        if ctx.is_view:
+            out[ctx.index] = grad
+        else:
+            np.add.at(out, ctx.index, grad)
+        return out
+
+
+class Split:
+    """Cuts into parts of the given sizes along one axis; each part is a view."""
+
+    @staticmethod
+    def forward(ctx, a, sizes, axis):
+        ctx.axis = axis
+        ends = list(itertools.accumulate(sizes))
+        before = (slice(None),) * axis
+        return tuple(
+            a[(*before, slice(end - size, end))] for size, end in zip(sizes, ends, strict=True)
+        )
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return join(grads, ctx.axis)
+
+
+class Concatenate:
+    @staticmethod
+    def forward(ctx, *arrays, axis):
+        ctx.axis = axis
+        ctx.ends = list(itertools.accumulate(array.shape[axis] for array in arrays))
+        return join(arrays, axis)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return tuple(np.split(grad, ctx.ends[:-1], axis=ctx.axis))
+
+
+class Stack:
+    @staticmethod
+    def forward(ctx, *arrays, axis):
+        ctx.axis = axis
+        return join([np.expand_dims(array, axis) for array in arrays], axis)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return tuple(np.moveaxis(grad, ctx.axis, 0))
+
+
+def join(arrays, axis: int) -> np.ndarray:
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(array.shape[axis] for array in arrays)
+    out = empty(tuple(shape), np.result_type(*arrays))
+    return np.concatenate(arrays, axis=axis, out=out)
+
+
+class Cast:
+    """The same numbers in another dtype; the engine casts the gradient back."""
+
+    @staticmethod
+    def forward(ctx, a, dtype):
+        out = empty(a.shape, dtype)
+        np.copyto(out, a, casting="unsafe")
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad

@@ -1,0 +1,175 @@
+"""Optimizers, gradient clipping and the learning-rate schedule.
+
+An optimizer decides who is updated with which numbers; the arithmetic on one array is a pure
+function in `kernels/update.py`, and runs wherever the parameter's storage keeps its arrays. All
+state is allocated at construction: a run that fits at its first step fits at its last.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .kernels import update
+from .nn import Parameter
+
+
+def positive(name: str, value: float, zero: bool = True) -> float:
+    """`value` as a float that is finite and not negative (and not zero, unless `zero`)."""
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value}")
+    return float(value)
+
+
+def fraction(name: str, value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+    return float(value)
+
+
+class Optimizer:
+    """What all optimizers share: parameters in order, their state, saving and loading."""
+
+    state_names: tuple[str, ...] = ()
+
+    def __init__(self, params: Iterable[Parameter], lr: float) -> None:
+        params = [params] if isinstance(params, Parameter) else list(params)
+        self.params: list[Parameter] = list({id(p): p for p in params}.values())
+        if not self.params:
+            raise ValueError("an optimizer needs at least one parameter, got none")
+        for parameter in self.params:
+            if not isinstance(parameter, Parameter):
+                raise TypeError(f"an optimizer updates nn.Parameters, got {type(parameter).__name__}")
+            parameter.storage.make_state(self.state_names)
+        self.lr = positive("lr", lr)
+        self.steps = 0
+
+    def zero_grad(self) -> None:
+        for parameter in self.params:
+            parameter.zero_grad()
+
+    def step(self) -> None:
+        """Updates every parameter that has a gradient."""
+        self.steps += 1
+        for parameter in self.params:
+            if parameter.grad is not None:
+                self.update(parameter)
+
+    def update(self, parameter: Parameter) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"steps", "lr", and per state name a list of array copies in parameter order}"""
+        arrays = {
+            name: [p.storage.state[name].copy() for p in self.params] for name in self.state_names
+        }
+        return {"steps": self.steps, "lr": self.lr, **arrays}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave; raises, changing nothing, if it does not fit."""
+        for name in self.state_names:
+            shapes = [np.shape(array) for array in state[name]]
+            expected = [p.shape for p in self.params]
+            if shapes != expected:
+                raise ValueError(f"optimizer state {name!r} has shapes {shapes}, not {expected}")
+        self.steps, self.lr = int(state["steps"]), float(state["lr"])
+        for name in self.state_names:
+            for parameter, array in zip(self.params, state[name], strict=True):
+                np.copyto(parameter.storage.state[name], array)
+
+
+class SGD(Optimizer):
+    """w -= lr * u, u = momentum * u + grad + weight_decay * w (PyTorch's order)."""
+
+    def __init__(
+        self,
+        params: Iterable[Parameter],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.momentum = fraction("momentum", momentum)
+        self.weight_decay = positive("weight_decay", weight_decay)
+        self.state_names = ("velocity",) if momentum else ()
+        super().__init__(params, lr)
+
+    def update(self, parameter: Parameter) -> None:
+        parameter.update(
+            update.sgd,
+            self.state_names,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay if parameter.ndim >= 2 else 0.0,
+        )
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay, on matrices only: biases and norms do not decay.
+
+    Source: Loshchilov and Hutter, arXiv 1711.05101.
+    """
+
+    state_names = ("m", "v")
+
+    def __init__(
+        self,
+        params: Iterable[Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        self.betas = fraction("betas[0]", betas[0]), fraction("betas[1]", betas[1])
+        self.eps = positive("eps", eps)
+        self.weight_decay = positive("weight_decay", weight_decay)
+        super().__init__(params, lr)
+
+    def update(self, parameter: Parameter) -> None:
+        parameter.update(
+            update.adamw,
+            self.state_names,
+            lr=self.lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            weight_decay=self.weight_decay if parameter.ndim >= 2 else 0.0,
+            step=self.steps,
+        )
+
+
+def clip_grad_norm_(params: Iterable[Parameter], max_norm: float) -> float:
+    """Scales all gradients so that their global 2-norm is at most `max_norm`; gives the norm before.
+
+    Squares are added up in parameter order. A norm that is NaN or infinite changes nothing.
+    """
+    params = [params] if isinstance(params, Parameter) else list(params)
+    positive("max_norm", max_norm)
+    norm = math.sqrt(sum(update.sum_of_squares(p.grad) for p in params if p.grad is not None))
+    if math.isfinite(norm) and norm > max_norm:
+        for parameter in params:
+            parameter.storage.scale_grad(max_norm / (norm + 1e-6))
+    return norm
+
+
+class WarmupCosine:
+    """A schedule: `lr = schedule(step)` for step 0, 1, ...
+
+    Rises linearly to `lr` over `warmup_steps`, falls along half a cosine to `min_lr` at
+    `total_steps`, and stays there. Source: Loshchilov and Hutter, arXiv 1608.03983.
+    """
+
+    def __init__(
+        self, lr: float, warmup_steps: int, total_steps: int, min_lr: float = 0.0
+    ) -> None:
+        self.lr, self.min_lr = positive("lr", lr), positive("min_lr", min_lr)
+        self.warmup_steps = int(positive("warmup_steps", warmup_steps))
+        self.total_steps = int(positive("total_steps", total_steps))
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / (self.warmup_steps + 1)
+        if step >= self.total_steps:
+            return self.min_lr
+        done = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        return self.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (self.lr - self.min_lr)

@@ -1,0 +1,312 @@
+"""The tape: what each op leaves behind for backward, and the walk that uses it up.
+
+Applying an op to tensors that want gradients makes a `Context`: the op, what it saved, and an edge
+to whatever made each input. Contexts are numbered as they are made, so a larger number always
+means "later": popping the largest number first visits every op after all of its consumers. There
+is no recursion and no separate sort, and a context is emptied as soon as it has been visited.
+
+An edge ends at another context, for an intermediate value, or at a leaf tensor, which adds the
+gradient to its `.grad`. A context never points to its own output, so there are no cycles and
+Python's reference counts free a graph by themselves.
+"""
+
+import contextlib
+import heapq
+import itertools
+import threading
+from typing import Any
+
+import numpy as np
+
+from .kernels import empty, zeros
+
+_numbers = itertools.count()
+
+
+class _State(threading.local):
+    grad_enabled = True
+    watching = False  # look for NaN and infinity after every op
+    walking = False  # inside a backward walk
+
+    def __init__(self) -> None:
+        self.scope: list[Any] = []  # the modules being called, outermost first
+
+
+state = _State()
+
+
+class no_grad(contextlib.ContextDecorator):
+    """Inside (as a context manager or decorator) ops leave nothing on the tape."""
+
+    enabled = False
+
+    def __enter__(self) -> None:
+        self._before = [*getattr(self, "_before", []), state.grad_enabled]
+        state.grad_enabled = self.enabled
+
+    def __exit__(self, *exc: object) -> None:
+        state.grad_enabled = self._before.pop()
+
+
+class enable_grad(no_grad):
+    """Undoes `no_grad` inside: for recomputation during backward."""
+
+    enabled = True
+
+
+class NonFiniteError(ArithmeticError):
+    """An op made NaN or infinity. `op`, `phase` and `module` (the innermost called) say where."""
+
+    def __init__(self, op: str, phase: str, module: Any, what: str) -> None:
+        self.op, self.phase, self.module, self.what = op, phase, module, what
+        where = "" if module is None else f" in {type(module).__name__}"
+        super().__init__(f"{op}{where} made {what} in its {phase} pass")
+
+
+@contextlib.contextmanager
+def detect_nan():
+    """Inside, the first op whose result holds NaN or infinity raises `NonFiniteError`."""
+    before, state.watching = state.watching, True
+    try:
+        yield
+    finally:
+        state.watching = before
+
+
+def check_finite(op: type, phase: str, module: Any, arrays: list[np.ndarray | None]) -> None:
+    for array in arrays:
+        if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+            what = "NaN" if np.isnan(array).any() else "infinity"
+            count = int((~np.isfinite(array)).sum())
+            raise NonFiniteError(
+                op.__name__, phase, module, f"{what} ({count} of {array.size} elements)"
+            )
+
+
+class _Locks:
+    """Arrays that a graph has saved are read-only until it is walked or dropped.
+
+    A view is locked together with the array it looks into. Counted, as several ops may save one.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[int, list] = {}  # id -> [array, count]; kept alive so ids stay true
+
+    def lock(self, array: np.ndarray) -> None:
+        while isinstance(array, np.ndarray):
+            entry = self.held.get(id(array))
+            if entry is not None:
+                entry[1] += 1
+            elif array.flags.writeable:
+                self.held[id(array)] = [array, 1]
+                array.flags.writeable = False
+            array = array.base
+
+    def unlock(self, array: np.ndarray) -> None:
+        bases = []
+        while isinstance(array, np.ndarray):
+            bases.append(array)
+            array = array.base
+        for array in reversed(bases):  # the owner first: a view cannot be opened before it
+            entry = self.held.get(id(array))
+            if entry is not None:
+                entry[1] -= 1
+                if entry[1] == 0:
+                    del self.held[id(array)]
+                    array.flags.writeable = True
+
+    def __contains__(self, array: np.ndarray) -> bool:
+        return id(array) in self.held
+
+
+locks = _Locks()
+
+
+class Context:
+    """One application of an op. Ops use the public part; the engine the rest."""
+
+    def __init__(self, op: type, tensors: list, arrays: list) -> None:
+        tracked = state.grad_enabled
+        self.needs_input_grad = tuple(
+            tracked and tensor is not None and tensor.requires_grad for tensor in tensors
+        )
+        self.input_shapes = tuple(getattr(array, "shape", None) for array in arrays)
+        self._op = op
+        self._recording = any(self.needs_input_grad)
+        self._saved: list | None = []
+        if self._recording:
+            self._number = next(_numbers)
+            self._inputs = list(zip(tensors, arrays, strict=True))
+            self._dtypes = [getattr(array, "dtype", None) for array in arrays]
+            self._edges = [
+                tensor._edge() if needed else None
+                for tensor, needed in zip(tensors, self.needs_input_grad, strict=True)
+            ]
+            self._module = state.scope[-1] if state.scope else None
+
+    def save_for_backward(self, *arrays: np.ndarray | None) -> None:
+        """Keeps arrays for backward; None stays None. Nothing is kept if nobody wants gradients.
+
+        An input that belongs to a leaf tensor is kept as that tensor, and read again in backward.
+        """
+        if not self._recording:
+            return
+        for array in arrays:
+            if array is None:
+                self._saved.append(None)
+                continue
+            source = next((t for t, a in self._inputs if a is array and t is not None), None)
+            version = None if source is None else source._version
+            keep = source if source is not None and source._is_leaf() else None
+            locks.lock(array)
+            self._saved.append((keep, array, version, None if version is None else version[0]))
+
+    @property
+    def saved_tensors(self) -> tuple[np.ndarray | None, ...]:
+        """What `save_for_backward` was given, as arrays."""
+        if self._saved is None:
+            raise RuntimeError(consumed_message(self._op))
+        out = []
+        for entry in self._saved:
+            if entry is None:
+                out.append(None)
+                continue
+            leaf, array, version, number = entry
+            if version is not None and version[0] != number:
+                raise RuntimeError(
+                    f"{self._op.__name__} saved an array of shape {array.shape} for backward, and "
+                    "that tensor's .data was replaced since (by assignment or an optimizer step): "
+                    "call backward() before changing it, or run forward again"
+                )
+            out.append(array if leaf is None else leaf._read())
+        return tuple(out)
+
+    def _finish(self, outputs: list) -> None:
+        """After forward: forgets the inputs, and watches outputs that were saved."""
+        self._out_like = [(out._data.shape, out._data.dtype) for out in outputs]
+        del self._inputs
+        for i, entry in enumerate(self._saved):
+            for out in outputs:
+                if entry is not None and entry[2] is None and entry[1] is out._data:
+                    self._saved[i] = (None, entry[1], out._version, out._version[0])
+
+    def _release(self) -> None:
+        saved, self._saved = self._saved, None
+        for entry in saved or ():
+            if entry is not None:
+                locks.unlock(entry[1])
+        self.__dict__ = {"_op": self._op, "_saved": None, "_number": self._number}
+
+    def __del__(self) -> None:
+        if getattr(self, "_saved", None) and locks is not None:
+            for entry in self._saved:
+                if entry is not None:
+                    locks.unlock(entry[1])
+
+    def _backward(self, grads: list[np.ndarray | None]) -> list[np.ndarray | None]:
+        """Gradients of the outputs (None: nobody used it) -> one per input, shaped like it."""
+        grads = [
+            zeros(*like) if grad is None else grad
+            for grad, like in zip(grads, self._out_like, strict=True)
+        ]
+        if getattr(self._op, "guard_gradients", False):
+            grads = [read_only_view(grad) for grad in grads]
+        results = self._op.backward(self, *grads)
+        results = list(results) if isinstance(results, (tuple, list)) else [results]
+        name = self._op.__name__
+        if len(results) > len(self._edges) and not any(
+            r is not None for r in results[len(self._edges) :]
+        ):
+            results = results[: len(self._edges)]
+        if len(results) != len(self._edges):
+            raise RuntimeError(
+                f"{name}.backward gave {len(results)} gradients for {len(self._edges)} inputs: "
+                "return one per argument of forward, None for those without a gradient"
+            )
+        for i, needed in enumerate(self.needs_input_grad):
+            if not needed:
+                results[i] = None
+                continue
+            if results[i] is None:
+                raise RuntimeError(
+                    f"{name}.backward gave None for input {i}, which needs a gradient: return an "
+                    "array (of zeros, if the gradient is zero)"
+                )
+            grad = np.asarray(results[i])
+            if grad.shape != self.input_shapes[i]:
+                grad = unbroadcast(grad, self.input_shapes[i], f"{name}.backward, input {i}")
+            if grad.dtype != self._dtypes[i]:
+                grad = grad.astype(self._dtypes[i])
+            results[i] = grad
+        return results
+
+
+def consumed_message(op: type) -> str:
+    return (
+        f"graph already consumed: the part with {op.__name__} was walked by an earlier backward(), "
+        "which frees it; run forward again, or add the losses and call backward() once"
+    )
+
+
+def read_only_view(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def unbroadcast(grad: np.ndarray, shape: tuple[int, ...], what: str = "gradient") -> np.ndarray:
+    """Sums `grad` over the axes along which an input of `shape` was broadcast."""
+    extra = grad.ndim - len(shape)
+    if extra < 0 or any(
+        n not in (1, m) for n, m in zip(shape, grad.shape[extra:], strict=True)
+    ):
+        hint = " (a missing transpose?)" if grad.shape == shape[::-1] else ""
+        raise RuntimeError(f"{what}: gradient of shape {grad.shape}, expected {shape}{hint}")
+    axes = tuple(range(extra)) + tuple(
+        extra + i for i, n in enumerate(shape) if n == 1 and grad.shape[extra + i] != 1
+    )
+    return grad.sum(axis=axes).reshape(shape)
+
+
+def walk(root: Context, slot: int, grad: np.ndarray) -> None:
+    """Runs backward from output `slot` of `root`, adding to `.grad` of the leaves it reaches."""
+    if root._saved is None:
+        raise RuntimeError(consumed_message(root._op))
+    pending: dict[Context, list] = {root: [None] * len(root._out_like)}
+    pending[root][slot] = grad
+    owned: set[tuple[Context, int]] = set()  # sums made here, safe to add to in place
+    heap = [(-root._number, root)]
+    while heap:
+        _, node = heapq.heappop(heap)
+        grads = pending.pop(node)
+        for i in range(len(grads)):
+            owned.discard((node, i))
+        results = node._backward(grads)
+        if state.watching:
+            check_finite(node._op, "backward", node._module, results)
+        edges = node._edges
+        node._release()
+        del grads
+        for i, edge in enumerate(edges):
+            if edge is None:
+                continue
+            target, slot = edge
+            contribution, results[i] = results[i], None
+            if not isinstance(target, Context):
+                target._accumulate(contribution)
+                continue
+            if target._saved is None:
+                raise RuntimeError(consumed_message(target._op))
+            if target not in pending:
+                pending[target] = [None] * len(target._out_like)
+                heapq.heappush(heap, (-target._number, target))
+            before = pending[target][slot]
+            if before is None:
+                pending[target][slot] = contribution
+            elif (target, slot) in owned:
+                before += contribution
+            else:
+                total = np.add(before, contribution, out=empty(before.shape, before.dtype))
+                pending[target][slot] = total
+                owned.add((target, slot))
+        del node, edges, results

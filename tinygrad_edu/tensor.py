@@ -1,0 +1,645 @@
+"""`Tensor`: a NumPy array that remembers how it was made, and `Function`, to add ops of your own.
+
+Every operator here is one line: pick the op from the catalogue and `apply` it. `apply` unwraps the
+arrays, runs the op's forward, and leaves a `Context` on the tape if somebody wants gradients.
+"""
+
+import math
+import numbers
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import ops, tape
+from .kernels import copy
+from .ops.linear import parse_einsum
+from .ops.reduce import as_axes
+
+Axis = int | tuple[int, ...] | None
+
+
+def apply(op: type, *inputs: Any, **parameters: Any) -> Any:
+    """Runs `op.forward` on the arrays of `inputs` and gives its result as a Tensor (or a tuple).
+
+    Inputs that are not Tensors reach the op as they are, and get no gradient.
+    """
+    tensors = [x if isinstance(x, Tensor) else None for x in inputs]
+    arrays = [x._read() if isinstance(x, Tensor) else x for x in inputs]
+    ctx = tape.Context(op, tensors, arrays)
+    result = op.forward(ctx, *arrays, **parameters)
+    many = isinstance(result, tuple)
+    outputs = []
+    for slot, array in enumerate(result if many else (result,)):
+        out = constant(as_output(array, arrays, op), ctx._recording)
+        if ctx._recording:
+            if out._data.dtype.kind != "f":
+                raise TypeError(
+                    f"{op.__name__} gave {out._data.dtype} from inputs that need gradients: "
+                    "only floating-point results have gradients; use .detach() on the inputs"
+                )
+            out._made_by = (ctx, slot)
+        outputs.append(out)
+    if ctx._recording:
+        ctx._finish(outputs)
+    if tape.state.watching:
+        module = tape.state.scope[-1] if tape.state.scope else None
+        tape.check_finite(op, "forward", module, [out._data for out in outputs])
+    return tuple(outputs) if many else outputs[0]
+
+
+def constant(array: np.ndarray, requires_grad: bool = False) -> "Tensor":
+    """A leaf Tensor that looks at `array` itself instead of a copy."""
+    out = object.__new__(Tensor)
+    out._init(array, requires_grad)
+    return out
+
+
+def as_output(array: Any, inputs: list, op: type) -> np.ndarray:
+    """The array a new Tensor may own. What looks into another array is made read-only."""
+    if not isinstance(array, np.ndarray):
+        if not isinstance(array, (np.generic, numbers.Number)):
+            raise TypeError(f"{op.__name__}.forward gave {type(array).__name__}, expected an array")
+        array = np.asarray(array)
+    if any(array is x for x in inputs):
+        array = array.view()
+    if isinstance(array.base, np.ndarray) and array.flags.writeable:
+        array.flags.writeable = False
+    return array
+
+
+def as_array(data: Any, dtype: Any) -> np.ndarray:
+    """`data` as a fresh array: Python floats become float32, ints int64; arrays keep their dtype."""
+    if isinstance(data, Tensor):
+        data = data._read()
+    is_numpy = isinstance(data, (np.ndarray, np.generic))
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        raise ValueError(f"Tensor needs a rectangular array of numbers: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"Tensor holds floats, ints or booleans, got dtype {array.dtype} "
+            f"from {type(data).__name__}"
+        )
+    if dtype is None and not is_numpy:
+        dtype = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}[array.dtype.kind]
+    return copy(array if dtype is None else array.astype(dtype, copy=False))
+
+
+class Tensor:
+    """An array with gradients.
+
+    `data` is copied. `requires_grad` asks for `.grad` after `backward()`; only floating-point
+    tensors may ask. NumPy arrays and Python numbers mix in on either side of every operator.
+    """
+
+    __array_ufunc__ = None  # lets `array + tensor` come to `tensor.__radd__`
+    __slots__ = ("__weakref__", "_data", "_grad", "_made_by", "_requires_grad", "_version")
+
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
+        self._init(as_array(data, dtype), False)
+        self.requires_grad = requires_grad
+
+    def _init(self, array: np.ndarray, requires_grad: bool) -> None:
+        self._data = array
+        self._grad: np.ndarray | None = None
+        self._made_by: tuple[tape.Context, int] | None = None
+        self._requires_grad = requires_grad
+        self._version = [0]  # counts replacements of the array, so that stale graphs notice
+
+    # What the tape needs of a tensor.
+
+    def _read(self) -> np.ndarray:
+        return self._data
+
+    def _is_leaf(self) -> bool:
+        return self._made_by is None
+
+    def _edge(self) -> tuple[Any, int]:
+        return (self, 0) if self._made_by is None else self._made_by
+
+    def _accumulate(self, grad: np.ndarray) -> None:
+        """Adds one finished contribution to `.grad`, into memory that is this tensor's own."""
+        if self._grad is None:
+            self._grad = copy(grad)
+        else:
+            self._grad += grad
+
+    # The array and its gradient.
+
+    @property
+    def data(self) -> np.ndarray:
+        return self._read()
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        array = as_array(value, None)
+        if array.shape != self.shape:
+            raise ValueError(f".data has shape {self.shape}, cannot become {array.shape}")
+        if self._requires_grad and array.dtype.kind != "f":
+            raise TypeError(f".data needs a floating-point dtype to have gradients: {array.dtype}")
+        self._write(array)
+        self._version[0] += 1
+
+    def _write(self, array: np.ndarray) -> None:
+        if self._grad is not None and self._grad.dtype != array.dtype:
+            self._grad = self._grad.astype(array.dtype)
+        self._data = array
+
+    @property
+    def grad(self) -> np.ndarray | None:
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        if value is not None:
+            value = as_array(value, self.dtype)
+            if value.shape != self.shape:
+                raise ValueError(f".grad needs the shape of .data, {self.shape}: {value.shape}")
+        self._grad = value
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if value and self.dtype.kind != "f":
+            raise TypeError(
+                f"only floating-point tensors have gradients, this one is {self.dtype}: "
+                "pass dtype=np.float32"
+            )
+        if self._made_by is not None and not value:
+            raise RuntimeError("requires_grad of a result follows its inputs: use .detach()")
+        self._requires_grad = bool(value)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._data.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._data.dtype
+
+    @property
+    def T(self) -> "Tensor":
+        return self.transpose()
+
+    def numpy(self) -> np.ndarray:
+        """A copy of the array."""
+        return np.array(self._read())
+
+    def item(self) -> float | int | bool:
+        """The only element, as a Python number."""
+        if self.size != 1:
+            raise ValueError(f"item() needs exactly one element, shape {self.shape} has {self.size}")
+        return self._read().item()
+
+    def tolist(self) -> Any:
+        return self._read().tolist()
+
+    def detach(self) -> "Tensor":
+        """The same values outside the graph (a copy)."""
+        return Tensor(self._read())
+
+    def zero_grad(self) -> None:
+        self._grad = None
+
+    def backward(self, grad: Any = None) -> None:
+        """Adds d self / d leaf, times `grad`, to the `.grad` of every leaf that asked for one.
+
+        `grad` has this tensor's shape; it may be left out for a single element (then 1).
+        """
+        if not self._requires_grad:
+            raise RuntimeError(
+                "backward() on a tensor without a graph: none of its inputs has "
+                "requires_grad=True, or it was made under no_grad()"
+            )
+        if not tape.state.grad_enabled:
+            raise RuntimeError("backward() inside no_grad(): move it out of the block")
+        if grad is None:
+            if self.size != 1:
+                raise RuntimeError(
+                    f"backward() needs a scalar, this tensor has shape {self.shape}: "
+                    "reduce it (for example .sum()) or pass grad= of that shape"
+                )
+            grad = np.ones(self.shape, self.dtype)
+        else:
+            grad = as_array(grad, self.dtype)
+            if grad.shape != self.shape:
+                raise ValueError(f"backward: grad has shape {grad.shape}, expected {self.shape}")
+        if self._made_by is None:
+            self._accumulate(grad)
+            return
+        with tape.no_grad():
+            tape.walk(*self._made_by, grad)
+
+    # Operators.
+
+    def __add__(self, other: Any) -> "Tensor":
+        return binary(ops.Add, self, other)
+
+    def __radd__(self, other: Any) -> "Tensor":
+        return binary(ops.Add, other, self)
+
+    def __sub__(self, other: Any) -> "Tensor":
+        return binary(ops.Subtract, self, other)
+
+    def __rsub__(self, other: Any) -> "Tensor":
+        return binary(ops.Subtract, other, self)
+
+    def __mul__(self, other: Any) -> "Tensor":
+        return binary(ops.Multiply, self, other)
+
+    def __rmul__(self, other: Any) -> "Tensor":
+        return binary(ops.Multiply, other, self)
+
+    def __truediv__(self, other: Any) -> "Tensor":
+        return binary(ops.Divide, self, other, floating=True)
+
+    def __rtruediv__(self, other: Any) -> "Tensor":
+        return binary(ops.Divide, other, self, floating=True)
+
+    def __pow__(self, other: Any) -> "Tensor":
+        return binary(ops.Power, self, other)
+
+    def __rpow__(self, other: Any) -> "Tensor":
+        return binary(ops.Power, other, self)
+
+    def __matmul__(self, other: Any) -> "Tensor":
+        return matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> "Tensor":
+        return matmul(other, self)
+
+    def __neg__(self) -> "Tensor":
+        return apply(ops.Negate, self)
+
+    def __abs__(self) -> "Tensor":
+        return self.abs()
+
+    def __eq__(self, other: Any) -> "Tensor":  # type: ignore[override]
+        return compare(np.equal, self, other)
+
+    def __ne__(self, other: Any) -> "Tensor":  # type: ignore[override]
+        return compare(np.not_equal, self, other)
+
+    def __lt__(self, other: Any) -> "Tensor":
+        return compare(np.less, self, other)
+
+    def __le__(self, other: Any) -> "Tensor":
+        return compare(np.less_equal, self, other)
+
+    def __gt__(self, other: Any) -> "Tensor":
+        return compare(np.greater, self, other)
+
+    def __ge__(self, other: Any) -> "Tensor":
+        return compare(np.greater_equal, self, other)
+
+    __hash__ = object.__hash__
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        return apply(ops.Index, self, plain_index(index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            "tensors are not written in place, as a graph may need the old values: use tg.where "
+            "or tg.concatenate, or assign a whole array to .data"
+        )
+
+    def __len__(self) -> int:
+        if self.ndim == 0:
+            raise TypeError("len() of a 0-d tensor")
+        return self.shape[0]
+
+    def __iter__(self) -> "Iterator[Tensor]":
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self._read())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("an array made from a Tensor is a copy: use .data to look inside")
+        return np.array(self._read(), dtype=dtype)
+
+    def __repr__(self) -> str:
+        values = np.array2string(self._read(), precision=4, threshold=100, prefix="Tensor(")
+        dtype = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
+        grad = ", requires_grad=True" if self._requires_grad else ""
+        return f"Tensor({values}{dtype}{grad})"
+
+    def _repr_svg_(self) -> str | None:
+        """In a notebook: the graph that made this tensor, or nothing if there is none."""
+        from .graph import graph_svg
+
+        return None if self._made_by is None else graph_svg(self)
+
+    # Functions of one tensor. `axis` and `keepdims` are NumPy's.
+
+    def exp(self) -> "Tensor":
+        return unary(ops.Exp, self)
+
+    def log(self) -> "Tensor":
+        """The natural logarithm."""
+        return unary(ops.Log, self)
+
+    def tanh(self) -> "Tensor":
+        return unary(ops.Tanh, self)
+
+    def sigmoid(self) -> "Tensor":
+        """1 / (1 + exp(-x))"""
+        return unary(ops.Sigmoid, self)
+
+    def relu(self) -> "Tensor":
+        """max(x, 0); the gradient at 0 is 0."""
+        return apply(ops.Relu, self)
+
+    def gelu(self, approximate: str = "none") -> "Tensor":
+        """x * Phi(x), exact ("none") or in GPT-2's form ("tanh")."""
+        if approximate not in ("none", "tanh"):
+            raise ValueError(f'gelu: approximate is "none" or "tanh", got {approximate!r}')
+        return unary(ops.Gelu, self, approximate=approximate)
+
+    def sqrt(self) -> "Tensor":
+        return unary(ops.Sqrt, self)
+
+    def abs(self) -> "Tensor":
+        """The gradient at 0 is 0."""
+        return apply(ops.Abs, self)
+
+    def clip(self, min: float | None = None, max: float | None = None) -> "Tensor":
+        """Limits values to [min, max]; gradient flows where nothing was cut off."""
+        if min is None and max is None:
+            raise ValueError("clip needs min, max or both")
+        return apply(ops.Clip, self, low=min, high=max)
+
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        x = self if self.dtype.kind != "b" else cast(self, np.int64)
+        return apply(ops.Sum, x, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        return unary(ops.Mean, self, axis=axis, keepdims=keepdims)
+
+    def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> "Tensor":
+        """The mean squared deviation, divided by (count - ddof) as in NumPy."""
+        return unary(ops.Variance, self, axis=axis, keepdims=keepdims, ddof=ddof)
+
+    def max(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """The largest values; tied elements share the gradient equally."""
+        return apply(ops.Max, self, axis=axis, keepdims=keepdims)
+
+    def min(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """The smallest values; tied elements share the gradient equally."""
+        return apply(ops.Min, self, axis=axis, keepdims=keepdims)
+
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
+        """The index of the first largest value, int64, without gradient."""
+        return Tensor(np.argmax(self._read(), axis=axis, keepdims=keepdims))
+
+    def softmax(self, axis: int = -1) -> "Tensor":
+        """exp(x) / sum(exp(x)) along `axis`."""
+        return unary(ops.Softmax, self, axis=one_axis(axis, self, "softmax"))
+
+    def log_softmax(self, axis: int = -1) -> "Tensor":
+        """x - log(sum(exp(x))) along `axis`."""
+        return unary(ops.LogSoftmax, self, axis=one_axis(axis, self, "log_softmax"))
+
+    # Functions that move axes.
+
+    def reshape(self, *shape: Any) -> "Tensor":
+        """The same elements in another shape; one size may be -1."""
+        wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
+        return apply(ops.Reshape, self, shape=tuple(int(n) for n in wanted))
+
+    def permute(self, *axes: Any) -> "Tensor":
+        """Axes in a new order, all of them named: permute(0, 2, 1)."""
+        order = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], Sequence) else axes
+        order = as_axes(order, self.ndim)
+        if len(order) != self.ndim:
+            raise ValueError(f"permute needs all {self.ndim} axes of shape {self.shape}: {axes}")
+        return apply(ops.Permute, self, axes=order)
+
+    def transpose(self, *axes: int) -> "Tensor":
+        """Swaps the two axes given; without arguments reverses all, as `.T`."""
+        if len(axes) == 1 and isinstance(axes[0], Sequence):
+            axes = tuple(axes[0])
+        if not axes:
+            return self.permute(*range(self.ndim)[::-1])
+        if len(axes) != 2:
+            return self.permute(*axes)
+        i, j = as_axes(axes, self.ndim) if axes[0] != axes[1] else as_axes(axes[0], self.ndim) * 2
+        order = list(range(self.ndim))
+        order[i], order[j] = order[j], order[i]
+        return self.permute(*order)
+
+    def squeeze(self, axis: Axis = None) -> "Tensor":
+        """Drops axes of size 1: all of them, or those given."""
+        axes = as_axes(axis, self.ndim)
+        if axis is None:
+            axes = tuple(i for i in axes if self.shape[i] == 1)
+        wrong = [i for i in axes if self.shape[i] != 1]
+        if wrong:
+            raise ValueError(f"squeeze: axis {wrong[0]} of shape {self.shape} is not of size 1")
+        return self.reshape(tuple(n for i, n in enumerate(self.shape) if i not in axes))
+
+    def unsqueeze(self, axis: int) -> "Tensor":
+        """Puts an axis of size 1 at `axis`."""
+        (at,) = as_axes(axis, self.ndim + 1)
+        return self.reshape((*self.shape[:at], 1, *self.shape[at:]))
+
+    def split(self, size: int | Sequence[int], axis: int = 0) -> "tuple[Tensor, ...]":
+        """Parts of `size` elements along `axis` (the last may be shorter), or of the sizes listed."""
+        (axis,) = as_axes(axis, self.ndim)
+        length = self.shape[axis]
+        if isinstance(size, numbers.Integral):
+            if size < 1:
+                raise ValueError(f"split needs parts of at least 1 element, got {size}")
+            sizes = [min(size, length - start) for start in range(0, length, size)] or [0]
+        else:
+            sizes = [int(n) for n in size]
+        if sum(sizes) != length or min(sizes, default=0) < 0:
+            raise ValueError(f"split: sizes {sizes} do not add up to {length}, axis {axis}")
+        return apply(ops.Split, self, sizes=sizes, axis=axis)
+
+
+def one_axis(axis: int, x: Tensor, name: str) -> int:
+    if not isinstance(axis, numbers.Integral):
+        raise TypeError(f"{name} works along one axis, got axis={axis!r}")
+    return as_axes(axis, x.ndim)[0]
+
+
+def plain_index(index: Any) -> Any:
+    """An index with Tensors in it, as NumPy would write it."""
+    if isinstance(index, tuple):
+        return tuple(plain_index(part) for part in index)
+    return index._read() if isinstance(index, Tensor) else index
+
+
+def cast(x: Tensor, dtype: Any) -> Tensor:
+    return x if x.dtype == dtype else apply(ops.Cast, x, dtype=np.dtype(dtype))
+
+
+def floating(x: Tensor) -> Tensor:
+    """Ints and booleans as float32; floats as they are."""
+    return x if x.dtype.kind == "f" else cast(x, np.float32)
+
+
+def unary(op: type, x: Tensor, **parameters: Any) -> Tensor:
+    return apply(op, floating(x), **parameters)
+
+
+def operands(a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """Both as Tensors that NumPy would combine in the intended dtype.
+
+    A Python number takes the other's dtype (a float beside ints: float32); ints beside floats
+    take the float's dtype, so that an index never turns float32 into float64.
+    """
+    a, b = (x if isinstance(x, Tensor) else wrap(x, y) for x, y in ((a, b), (b, a)))
+    kinds = a.dtype.kind == "f", b.dtype.kind == "f"
+    if kinds == (True, False):
+        b = cast(b, a.dtype)
+    elif kinds == (False, True):
+        a = cast(a, b.dtype)
+    return a, b
+
+
+def wrap(x: Any, beside: Any) -> Tensor:
+    """A constant beside a Tensor (or beside something that will be wrapped itself)."""
+    dtype = None
+    if isinstance(x, numbers.Number) and not isinstance(x, np.generic):
+        dtype = getattr(beside, "dtype", None)
+        if dtype is not None and np.dtype(dtype).kind != "f":
+            dtype = np.float32 if isinstance(x, float) else dtype if dtype != np.bool_ else None
+    return Tensor(x, dtype=dtype)
+
+
+def binary(op: type, a: Any, b: Any, floating: bool = False) -> Tensor:
+    try:
+        a, b = operands(a, b)
+    except TypeError:
+        return NotImplemented
+    if floating and a.dtype.kind != "f":
+        a, b = cast(a, np.float32), cast(b, np.float32)
+    return apply(op, a, b)
+
+
+def compare(function: np.ufunc, a: Tensor, b: Any) -> Tensor:
+    """A boolean Tensor, without gradient."""
+    try:
+        a, b = operands(a, b)
+    except TypeError:
+        return NotImplemented
+    return Tensor(function(a._read(), b._read()))
+
+
+def matmul(a: Any, b: Any) -> Tensor:
+    a, b = operands(a, b)
+    if a.ndim == 0 or b.ndim == 0:
+        raise ValueError(f"matmul needs at least 1-D operands, got {a.shape} @ {b.shape}: use *")
+    inner = a.shape[-1], b.shape[-2 if b.ndim > 1 else 0]
+    if inner[0] != inner[1]:
+        raise ValueError(
+            f"matmul: {a.shape} @ {b.shape}: the inner sizes {inner[0]} and {inner[1]} differ"
+        )
+    return apply(ops.Matmul, a, b)
+
+
+def where(condition: Any, a: Any, b: Any) -> Tensor:
+    """Elements of `a` where `condition` is true, else of `b`; all three broadcast."""
+    mask = np.asarray(condition._read() if isinstance(condition, Tensor) else condition)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"where needs a boolean condition, got {mask.dtype}: compare with != 0")
+    a, b = operands(a, b)
+    return apply(ops.Where, mask, a, b)
+
+
+def maximum(a: Any, b: Any) -> Tensor:
+    """The larger of two, element by element; where they tie, each gets half of the gradient."""
+    return apply(ops.Maximum, *operands(a, b))
+
+
+def minimum(a: Any, b: Any) -> Tensor:
+    """The smaller of two, element by element; where they tie, each gets half of the gradient."""
+    return apply(ops.Minimum, *operands(a, b))
+
+
+def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """Joins along an existing axis."""
+    parts = at_least_one(tensors, "concatenate")
+    (axis,) = as_axes(axis, parts[0].ndim)
+    return apply(ops.Concatenate, *parts, axis=axis)
+
+
+def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """Joins along a new axis."""
+    parts = at_least_one(tensors, "stack")
+    if len({part.shape for part in parts}) > 1:
+        raise ValueError(f"stack needs equal shapes, got {[part.shape for part in parts]}")
+    (axis,) = as_axes(axis, parts[0].ndim + 1)
+    return apply(ops.Stack, *parts, axis=axis)
+
+
+def at_least_one(tensors: Sequence[Any], name: str) -> list[Tensor]:
+    parts = [x if isinstance(x, Tensor) else Tensor(x) for x in tensors]
+    if not parts:
+        raise ValueError(f"{name} needs at least one tensor")
+    return parts
+
+
+def einsum(subscripts: str, *tensors: Any) -> Tensor:
+    """Einstein summation, as np.einsum with subscripts in letters; "..." is understood."""
+    inputs = [x if isinstance(x, Tensor) else Tensor(x) for x in tensors]
+    terms, result = parse_einsum(subscripts, [x.shape for x in inputs])
+    return apply(ops.Einsum, *inputs, terms=terms, result=result)
+
+
+class Function:
+    """An op of your own: subclass, write `forward` and `backward` on arrays, call `.apply`.
+
+        class Cube(tg.Function):
+            @staticmethod
+            def forward(ctx, x):            # arrays in, an array (or a tuple of arrays) out
+                ctx.save_for_backward(x)
+                return x**3
+
+            @staticmethod
+            def backward(ctx, grad):        # d loss / d output in, d loss / d input out
+                (x,) = ctx.saved_tensors
+                return grad * 3 * x**2
+
+        y = Cube.apply(x)
+
+    `backward` returns one gradient per argument of `forward`, None for those that are not Tensors
+    or need none (`ctx.needs_input_grad`). `tg.gradcheck(Cube.apply, x)` tells whether it is right.
+    """
+
+    guard_gradients = True  # gradients handed to backward are read-only: others may hold them
+
+    @staticmethod
+    def forward(ctx: tape.Context, *arrays: np.ndarray, **parameters: Any) -> np.ndarray:
+        raise NotImplementedError("a Function needs a forward(ctx, ...)")
+
+    @staticmethod
+    def backward(ctx: tape.Context, *grads: np.ndarray) -> Any:
+        raise NotImplementedError("a Function needs a backward(ctx, grad)")
+
+    @classmethod
+    def apply(cls, *inputs: Any, **parameters: Any) -> Any:
+        """Runs `forward` on the arrays of `inputs`; gives a Tensor, or a tuple of them."""
+        return apply(cls, *inputs, **parameters)
