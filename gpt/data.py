@@ -1,7 +1,7 @@
 """Text in, memory-mapped token ids out, with never more than a few megabytes of either in memory.
 
-A corpus is an ordered list of text files with a fixed split into a training and a held-out part. It is
-read as a stream of pieces, so every pass over it (finding its text files, training a tokenizer,
+A corpus is an ordered list of text files with a fixed split into a training and a held-out part. It
+is read as a stream of pieces, so every pass over it (finding its text files, training a tokenizer,
 tokenising) takes the same memory for a novel as for the whole web. What a pass finds is kept in a
 cache folder on disk, and training reads token ids through memory maps of the files there. The cache
 may be deleted at any time: it only saves repeating the passes.
@@ -29,7 +29,7 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer, load, train
 
-PIECE = 1 << 20  # bytes of a file looked at in one go
+PIECE = 1 << 20  # bytes of a text file, or ids of a token file, looked at in one go
 FORMAT = 1  # of the cache; raise it when equal text would be split or tokenised differently
 EXPECTED = (
     "--data takes a text file, a folder of text files, or a folder with train.bin and val.bin"
@@ -69,8 +69,8 @@ def open_data(
     whole corpus, `vocab_size` is for "bpe"; `tokenizer_file` opens a `tokenizer.json` instead, so
     that a resumed run keeps its ids. Both parts must hold `block_size` + 1 tokens or more.
 
-    Text is UTF-8 with line ends read as newlines, as nanoGPT reads it. A file is split after 90 % of
-    its characters. In a folder every tenth text file is held out; fewer than ten are joined and
+    Text is UTF-8 with line ends read as newlines, as nanoGPT reads it. A file is split after 90 %
+    of its characters. In a folder every tenth text file is held out; fewer than ten are joined and
     split like one file. Hidden files and files that are not text are no part of a folder's corpus.
     """
     cache = Path(cache) if cache is not None else cache_folder()
@@ -297,7 +297,7 @@ def _scan(folder: Path, dtype: np.dtype) -> dict[str, Any]:
         digest = hashlib.sha256()
         try:
             with open(folder / name, "rb") as file:
-                while block := file.read(PIECE):
+                while block := file.read(PIECE * dtype.itemsize):
                     digest.update(block)
                     largest = max(largest, int(np.frombuffer(block, dtype).max()))
         except OSError as error:

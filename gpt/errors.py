@@ -1,8 +1,8 @@
 """The one exception that means "you, not the program".
 
-Whatever a person can get wrong (a path, a flag, a character) raises `UserError` with a message of one
-line that names what was given, what was expected and what to do. The command line prints that line
-and exits with status 2; any other exception is a bug of ours and keeps its traceback.
+Whatever a person can get wrong (a path, a flag, a character) raises `UserError` with a message of
+one line that names what was given, what was expected and what to do. The command line prints that
+line and exits with status 2; any other exception is a bug of ours and keeps its traceback.
 """
 
 

@@ -1,10 +1,10 @@
 """Text to token ids and back, in three sizes of token, all kept in one file format.
 
-A tokenizer is a numbered list of strings and a rule that cuts text into them. `CharTokenizer` numbers
-the characters of a corpus, `ByteTokenizer` numbers the 256 bytes of UTF-8, and `BPETokenizer` glues
-bytes that often stand together into longer tokens (byte-pair encoding, done by the `tokenizers`
-library). All three are written as a Hugging Face `tokenizer.json`: the first two are byte-pair
-encodings that happen to have no merges, so other programs read the same ids and the same text.
+A tokenizer is a numbered list of strings and a rule that cuts text into them. `CharTokenizer`
+numbers the characters of a corpus, `ByteTokenizer` numbers the 256 bytes of UTF-8, and
+`BPETokenizer` glues bytes that often stand together into longer tokens (byte-pair encoding, done by
+the `tokenizers` library). All three are written as a Hugging Face `tokenizer.json`: the first two
+are byte-pair encodings that happen to have no merges, so other programs read the same ids and text.
 """
 
 import difflib
@@ -22,7 +22,7 @@ Chunks = Callable[[], Iterator[str]]  # a corpus: each call starts reading it fr
 
 
 def _byte_alphabet() -> list[str]:
-    """GPT-2's printable character for each byte: its own where it prints, else one from U+0100 on."""
+    """GPT-2's printable character for each byte: itself if it prints, else from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
@@ -257,7 +257,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         return BPETokenizer(text)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # noqa: BLE001 (the library raises nothing more specific)
+    except Exception as error:  # the library raises nothing more specific
         raise UserError(f"{path}: {str(error).partition(chr(10))[0]}; {expected}") from None
 
 

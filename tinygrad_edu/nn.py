@@ -6,6 +6,7 @@ weights) is one parameter, under its first name. Layers that draw numbers take a
 """
 
 import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -81,8 +82,11 @@ class Module:
 
     def named_modules(self) -> list[tuple[str, "Module"]]:
         """This module (named "") and all below it, each once."""
-        found = [(name, x) for name, x in walk(self, "") if isinstance(x, Module)]
-        return list({id(x): (name, x) for name, x in reversed(found)}.values())[::-1]
+        seen: dict[int, tuple[str, Module]] = {}
+        for name, x in walk(self, ""):
+            if isinstance(x, Module):
+                seen.setdefault(id(x), (name, x))
+        return list(seen.values())
 
     def named_parameters(self) -> list[tuple[str, Parameter]]:
         """Every parameter once, under the first path that reaches it."""
@@ -100,7 +104,7 @@ class Module:
         return {name: parameter.numpy() for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets every parameter; on any difference of names or shapes changes nothing and raises."""
+        """Sets every parameter; where names, shapes or kinds differ, changes nothing and raises."""
         own = dict(self.named_parameters())
         problems = [f"missing {name}" for name in own if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in own]
@@ -108,6 +112,11 @@ class Module:
             f"{name} is {np.shape(state[name])}, expected {parameter.shape}"
             for name, parameter in own.items()
             if name in state and np.shape(state[name]) != parameter.shape
+        ]
+        problems += [
+            f"{name} holds {np.asarray(state[name]).dtype}, not numbers"
+            for name in own
+            if name in state and np.asarray(state[name]).dtype.kind not in "fiub"
         ]
         if problems:
             raise ValueError(f"load_state_dict: {'; '.join(problems)}")
@@ -241,11 +250,16 @@ class Embedding(Module):
         return F.embedding(ids, self.weight, self.padding_idx)
 
 
+def as_shape(shape: Any) -> tuple[int, ...]:
+    sizes = (shape,) if isinstance(shape, numbers.Integral) else shape
+    return tuple(int(n) for n in sizes)
+
+
 class LayerNorm(Module):
     """Layer norm over the last axes, of `normalized_shape`, with a learned scale and shift."""
 
     def __init__(self, normalized_shape: Any, eps: float = 1e-5, bias: bool = True) -> None:
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        shape = as_shape(normalized_shape)
         self.normalized_shape, self.eps = shape, eps
         self.weight = Parameter(np.ones(shape, np.float32))
         self.bias = Parameter(np.zeros(shape, np.float32)) if bias else None
@@ -258,7 +272,7 @@ class RMSNorm(Module):
     """RMS norm over the last axes, of `normalized_shape`, with a learned scale."""
 
     def __init__(self, normalized_shape: Any, eps: float | None = None) -> None:
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        shape = as_shape(normalized_shape)
         self.normalized_shape, self.eps = shape, eps
         self.weight = Parameter(np.ones(shape, np.float32))
 

@@ -18,7 +18,8 @@ from .nn import Parameter
 def positive(name: str, value: float, zero: bool = True) -> float:
     """`value` as a float that is finite and not negative (and not zero, unless `zero`)."""
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value}")
+        bound = "at least" if zero else "above"
+        raise ValueError(f"{name} must be a finite number {bound} 0, got {value}")
     return float(value)
 
 
@@ -34,15 +35,18 @@ class Optimizer:
     state_names: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable[Parameter], lr: float) -> None:
+        self.lr = positive("lr", lr)
         params = [params] if isinstance(params, Parameter) else list(params)
         self.params: list[Parameter] = list({id(p): p for p in params}.values())
         if not self.params:
             raise ValueError("an optimizer needs at least one parameter, got none")
         for parameter in self.params:
             if not isinstance(parameter, Parameter):
-                raise TypeError(f"an optimizer updates nn.Parameters, got {type(parameter).__name__}")
+                raise TypeError(
+                    f"an optimizer updates nn.Parameters, got {type(parameter).__name__}"
+                )
+        for parameter in self.params:
             parameter.storage.make_state(self.state_names)
-        self.lr = positive("lr", lr)
         self.steps = 0
 
     def zero_grad(self) -> None:
@@ -68,6 +72,9 @@ class Optimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave; raises, changing nothing, if it does not fit."""
+        names = {"steps", "lr", *self.state_names}
+        if set(state) != names:
+            raise ValueError(f"optimizer state holds {sorted(state)}, expected {sorted(names)}")
         for name in self.state_names:
             shapes = [np.shape(array) for array in state[name]]
             expected = [p.shape for p in self.params]
@@ -139,7 +146,7 @@ class AdamW(Optimizer):
 
 
 def clip_grad_norm_(params: Iterable[Parameter], max_norm: float) -> float:
-    """Scales all gradients so that their global 2-norm is at most `max_norm`; gives the norm before.
+    """Scales all gradients so that their global 2-norm is at most `max_norm`; gives the old norm.
 
     Squares are added up in parameter order. A norm that is NaN or infinite changes nothing.
     """
@@ -159,9 +166,7 @@ class WarmupCosine:
     `total_steps`, and stays there. Source: Loshchilov and Hutter, arXiv 1608.03983.
     """
 
-    def __init__(
-        self, lr: float, warmup_steps: int, total_steps: int, min_lr: float = 0.0
-    ) -> None:
+    def __init__(self, lr: float, warmup_steps: int, total_steps: int, min_lr: float = 0.0) -> None:
         self.lr, self.min_lr = positive("lr", lr), positive("min_lr", min_lr)
         self.warmup_steps = int(positive("warmup_steps", warmup_steps))
         self.total_steps = int(positive("total_steps", total_steps))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import tape
+from .kernels import copy
 from .tensor import Tensor, apply, constant
 
 _recorders: list[list[int]] = []  # every checkpoint now in its first run
@@ -37,37 +38,70 @@ def pushed(stack: list, item: Any) -> Iterator[None]:
 
 
 class Checkpoint:
-    """The op behind `checkpoint`. Its inputs are `f`, a list for the keys, and the inputs of `f`.
+    """The op behind `checkpoint`: a trigger, `f`, which inputs are Tensors, and the inputs.
 
-    Parameters that `f` uses without being handed them get their gradients in the inner walk.
+    Parameters that `f` uses without being handed them get their gradients in the inner walk, so
+    they are saved as well: if one changes before backward, that raises. What reaches an input is
+    handed on part by part, for the outer walk to add up in the order it has without checkpoints.
     """
 
     @staticmethod
-    def forward(ctx, f, trigger, *arrays):
-        ctx.f, ctx.keys = f, []
-        ctx.save_for_backward(*arrays)
-        with pushed(_recorders, ctx.keys), tape.no_grad():
-            out = f(*(constant(a) if isinstance(a, np.ndarray) else a for a in arrays))
+    def forward(ctx, trigger, f, are_tensors, *arrays):
+        ctx.f, ctx.are_tensors, ctx.keys = f, are_tensors, []
+        inputs = [constant(a) if is_ else a for a, is_ in zip(arrays, are_tensors, strict=True)]
+        outside: dict[int, Tensor] = {}
+        with (
+            pushed(_recorders, ctx.keys),
+            pushed(tape.state.readers, outside),
+            tape.no_grad(),
+        ):
+            out = f(*inputs)
         if not isinstance(out, Tensor):
             raise TypeError(f"checkpoint needs f to give one Tensor, got {type(out).__name__}")
-        return out.data
+        if out.requires_grad:  # f gave back a tensor of the world outside as it is
+            outside[id(out)] = out
+        for tensor in outside.values():
+            if not tensor._is_leaf():
+                raise ValueError(
+                    f"checkpoint: f uses a result of shape {tensor.shape} from outside, whose "
+                    "graph it would use up in backward: pass it to checkpoint as an input"
+                )
+        ctx.save_for_backward(*arrays)
+        ctx.save_leaves(list(outside.values()))
+        return copy(out.data) if out.requires_grad else out.data
 
     @staticmethod
     def backward(ctx, grad):
-        needs = ctx.needs_input_grad[2:]
+        needs = ctx.needs_input_grad[3:]
+        arrays = ctx.saved_tensors[: len(needs)]
         inputs = [
-            constant(a, requires_grad=need) if isinstance(a, np.ndarray) else a
-            for a, need in zip(ctx.saved_tensors, needs, strict=True)
+            Collector(a, need) if is_ else a
+            for a, need, is_ in zip(arrays, needs, ctx.are_tensors, strict=True)
         ]
         with pushed(_replays, iter(ctx.keys)), tape.enable_grad():
             out = ctx.f(*inputs)
-            if out._made_by is not None:
-                with tape.no_grad():
-                    tape.walk(*out._made_by, grad)
-        return None, np.zeros(()), *(
-            (np.zeros_like(x.data) if x.grad is None else x.grad) if need else None
+        if out._made_by is not None:
+            tape.walk(*out._made_by, grad)
+        elif out.requires_grad:
+            out._accumulate(grad)
+        grads = [
+            (x.parts or np.zeros_like(x.data)) if need else None
             for x, need in zip(inputs, needs, strict=True)
-        )
+        ]
+        return np.zeros(()), None, None, *grads
+
+
+class Collector(Tensor):
+    """An input of a recomputation: keeps its gradient as parts."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, array: np.ndarray, requires_grad: bool) -> None:
+        self._init(array, requires_grad)
+        self.parts = tape.Parts()
+
+    def _accumulate(self, grad: np.ndarray) -> None:
+        self.parts.append(grad)
 
 
 def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -81,4 +115,4 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         return f(*inputs)
     # `f` may use parameters that are not among its inputs, so the tape must record in any case.
     trigger = Tensor(0.0, requires_grad=True)
-    return apply(Checkpoint, f, trigger, *inputs)
+    return apply(Checkpoint, trigger, f, [isinstance(x, Tensor) for x in inputs], *inputs)

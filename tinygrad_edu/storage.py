@@ -52,10 +52,8 @@ class ArrayStorage:
             self.grad *= self.grad.dtype.type(factor)
 
     def make_state(self, names: tuple[str, ...]) -> None:
-        """Allocates the optimizer state `names`, zeros, where it is missing."""
-        for name in names:
-            if name not in self.state:
-                self.state[name] = zeros(self.shape, self.dtype)
+        """Allocates the optimizer state `names`, zeros, in place of any earlier optimizer's."""
+        self.state = {name: zeros(self.shape, self.dtype) for name in names}
 
     def update(self, function: Callable[..., None], state: tuple[str, ...], **numbers: Any) -> None:
         """`function(data, grad, *state arrays, **numbers)`, in place."""

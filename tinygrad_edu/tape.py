@@ -26,10 +26,11 @@ _numbers = itertools.count()
 class _State(threading.local):
     grad_enabled = True
     watching = False  # look for NaN and infinity after every op
-    walking = False  # inside a backward walk
 
     def __init__(self) -> None:
         self.scope: list[Any] = []  # the modules being called, outermost first
+        self.before: list[bool] = []  # `grad_enabled` outside each open no_grad()
+        self.readers: list[dict[int, Any]] = []  # tensors read by each open checkpoint
 
 
 state = _State()
@@ -41,11 +42,11 @@ class no_grad(contextlib.ContextDecorator):
     enabled = False
 
     def __enter__(self) -> None:
-        self._before = [*getattr(self, "_before", []), state.grad_enabled]
+        state.before.append(state.grad_enabled)
         state.grad_enabled = self.enabled
 
     def __exit__(self, *exc: object) -> None:
-        state.grad_enabled = self._before.pop()
+        state.grad_enabled = state.before.pop()
 
 
 class enable_grad(no_grad):
@@ -90,7 +91,8 @@ class _Locks:
     """
 
     def __init__(self) -> None:
-        self.held: dict[int, list] = {}  # id -> [array, count]; kept alive so ids stay true
+        # id -> [array, count, views to open together with it]; kept alive so ids stay true
+        self.held: dict[int, list] = {}
 
     def lock(self, array: np.ndarray) -> None:
         while isinstance(array, np.ndarray):
@@ -98,7 +100,7 @@ class _Locks:
             if entry is not None:
                 entry[1] += 1
             elif array.flags.writeable:
-                self.held[id(array)] = [array, 1]
+                self.held[id(array)] = [array, 1, []]
                 array.flags.writeable = False
             array = array.base
 
@@ -113,7 +115,15 @@ class _Locks:
                 entry[1] -= 1
                 if entry[1] == 0:
                     del self.held[id(array)]
-                    array.flags.writeable = True
+                    self._open(array, entry[2])
+
+    def _open(self, array: np.ndarray, views: list[np.ndarray]) -> None:
+        owner = self.held.get(id(array.base))
+        if owner is not None:  # saved elsewhere too: this view opens when its owner does
+            owner[2] += [array, *views]
+            return
+        for view in (array, *views):
+            view.flags.writeable = True
 
     def __contains__(self, array: np.ndarray) -> bool:
         return id(array) in self.held
@@ -134,6 +144,8 @@ class Context:
         self._op = op
         self._recording = any(self.needs_input_grad)
         self._saved: list | None = []
+        for reader in state.readers:
+            reader.update((id(t), t) for t in tensors if t is not None and t.requires_grad)
         if self._recording:
             self._number = next(_numbers)
             self._inputs = list(zip(tensors, arrays, strict=True))
@@ -143,6 +155,7 @@ class Context:
                 for tensor, needed in zip(tensors, self.needs_input_grad, strict=True)
             ]
             self._module = state.scope[-1] if state.scope else None
+            self._least = 1 + max(i for i, t in enumerate(tensors) if t is not None)
 
     def save_for_backward(self, *arrays: np.ndarray | None) -> None:
         """Keeps arrays for backward; None stays None. Nothing is kept if nobody wants gradients.
@@ -160,6 +173,13 @@ class Context:
             keep = source if source is not None and source._is_leaf() else None
             locks.lock(array)
             self._saved.append((keep, array, version, None if version is None else version[0]))
+
+    def save_leaves(self, tensors: list) -> None:
+        """Keeps leaf tensors that are not inputs, to raise if they change before backward."""
+        for tensor in tensors if self._recording else ():
+            array = tensor._read()
+            locks.lock(array)
+            self._saved.append((tensor, array, tensor._version, tensor._version[0]))
 
     @property
     def saved_tensors(self) -> tuple[np.ndarray | None, ...]:
@@ -203,7 +223,7 @@ class Context:
                 if entry is not None:
                     locks.unlock(entry[1])
 
-    def _backward(self, grads: list[np.ndarray | None]) -> list[np.ndarray | None]:
+    def _backward(self, grads: list[np.ndarray | None]) -> list["Parts | None"]:
         """Gradients of the outputs (None: nobody used it) -> one per input, shaped like it."""
         grads = [
             zeros(*like) if grad is None else grad
@@ -213,14 +233,14 @@ class Context:
             grads = [read_only_view(grad) for grad in grads]
         results = self._op.backward(self, *grads)
         results = list(results) if isinstance(results, (tuple, list)) else [results]
-        name = self._op.__name__
-        if len(results) > len(self._edges) and not any(
-            r is not None for r in results[len(self._edges) :]
-        ):
-            results = results[: len(self._edges)]
-        if len(results) != len(self._edges):
+        name, count = self._op.__name__, len(self._edges)
+        if len(results) >= self._least:  # arguments that are not Tensors may be left out at the end
+            results += [None] * (count - len(results))
+        if all(extra is None for extra in results[count:]):
+            del results[count:]
+        if len(results) != count:
             raise RuntimeError(
-                f"{name}.backward gave {len(results)} gradients for {len(self._edges)} inputs: "
+                f"{name}.backward gave {len(results)} gradients for {count} inputs: "
                 "return one per argument of forward, None for those without a gradient"
             )
         for i, needed in enumerate(self.needs_input_grad):
@@ -232,13 +252,20 @@ class Context:
                     f"{name}.backward gave None for input {i}, which needs a gradient: return an "
                     "array (of zeros, if the gradient is zero)"
                 )
-            grad = np.asarray(results[i])
-            if grad.shape != self.input_shapes[i]:
-                grad = unbroadcast(grad, self.input_shapes[i], f"{name}.backward, input {i}")
-            if grad.dtype != self._dtypes[i]:
-                grad = grad.astype(self._dtypes[i])
-            results[i] = grad
+            parts = results[i] if isinstance(results[i], Parts) else [results[i]]
+            results[i] = Parts(self._fit(part, i) for part in parts)
         return results
+
+    def _fit(self, grad: Any, i: int) -> np.ndarray:
+        """A gradient in the shape and dtype of input `i`."""
+        grad, shape = np.asarray(grad), self.input_shapes[i]
+        if grad.shape != shape:
+            grad = unbroadcast(grad, shape, f"{self._op.__name__}.backward, input {i}")
+        return grad.astype(self._dtypes[i], copy=False)
+
+
+class Parts(list):
+    """The gradient of one input as contributions still to be added up, in walk order."""
 
 
 def consumed_message(op: type) -> str:
@@ -257,9 +284,7 @@ def read_only_view(array: np.ndarray) -> np.ndarray:
 def unbroadcast(grad: np.ndarray, shape: tuple[int, ...], what: str = "gradient") -> np.ndarray:
     """Sums `grad` over the axes along which an input of `shape` was broadcast."""
     extra = grad.ndim - len(shape)
-    if extra < 0 or any(
-        n not in (1, m) for n, m in zip(shape, grad.shape[extra:], strict=True)
-    ):
+    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, grad.shape[extra:], strict=True)):
         hint = " (a missing transpose?)" if grad.shape == shape[::-1] else ""
         raise RuntimeError(f"{what}: gradient of shape {grad.shape}, expected {shape}{hint}")
     axes = tuple(range(extra)) + tuple(
@@ -283,7 +308,7 @@ def walk(root: Context, slot: int, grad: np.ndarray) -> None:
             owned.discard((node, i))
         results = node._backward(grads)
         if state.watching:
-            check_finite(node._op, "backward", node._module, results)
+            check_finite(node._op, "backward", node._module, [a for r in results for a in r or ()])
         edges = node._edges
         node._release()
         del grads
@@ -291,22 +316,24 @@ def walk(root: Context, slot: int, grad: np.ndarray) -> None:
             if edge is None:
                 continue
             target, slot = edge
-            contribution, results[i] = results[i], None
+            parts, results[i] = results[i], None
             if not isinstance(target, Context):
-                target._accumulate(contribution)
+                for part in parts:
+                    target._accumulate(part)
                 continue
             if target._saved is None:
                 raise RuntimeError(consumed_message(target._op))
             if target not in pending:
                 pending[target] = [None] * len(target._out_like)
                 heapq.heappush(heap, (-target._number, target))
-            before = pending[target][slot]
-            if before is None:
-                pending[target][slot] = contribution
-            elif (target, slot) in owned:
-                before += contribution
-            else:
-                total = np.add(before, contribution, out=empty(before.shape, before.dtype))
-                pending[target][slot] = total
-                owned.add((target, slot))
+            for part in parts:
+                total = pending[target][slot]
+                if total is None:
+                    pending[target][slot] = part
+                elif (target, slot) in owned:
+                    total += part
+                else:
+                    pending[target][slot] = np.add(total, part, out=empty(part.shape, part.dtype))
+                    owned.add((target, slot))
+            parts = part = total = None
         del node, edges, results

@@ -69,7 +69,7 @@ def as_output(array: Any, inputs: list, op: type) -> np.ndarray:
 
 
 def as_array(data: Any, dtype: Any) -> np.ndarray:
-    """`data` as a fresh array: Python floats become float32, ints int64; arrays keep their dtype."""
+    """A fresh array: Python floats become float32, ints int64; arrays keep their dtype."""
     if isinstance(data, Tensor):
         data = data._read()
     is_numpy = isinstance(data, (np.ndarray, np.generic))
@@ -201,7 +201,7 @@ class Tensor:
     def item(self) -> float | int | bool:
         """The only element, as a Python number."""
         if self.size != 1:
-            raise ValueError(f"item() needs exactly one element, shape {self.shape} has {self.size}")
+            raise ValueError(f"item() needs one element, shape {self.shape} has {self.size}")
         return self._read().item()
 
     def tolist(self) -> Any:
@@ -308,7 +308,7 @@ class Tensor:
     __hash__ = object.__hash__
 
     def __getitem__(self, index: Any) -> "Tensor":
-        return apply(ops.Index, self, plain_index(index))
+        return apply(ops.Index, self, index=plain_index(index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise TypeError(
@@ -464,7 +464,7 @@ class Tensor:
         return self.reshape((*self.shape[:at], 1, *self.shape[at:]))
 
     def split(self, size: int | Sequence[int], axis: int = 0) -> "tuple[Tensor, ...]":
-        """Parts of `size` elements along `axis` (the last may be shorter), or of the sizes listed."""
+        """Parts of `size` along `axis` (the last may be shorter), or of the sizes listed."""
         (axis,) = as_axes(axis, self.ndim)
         length = self.shape[axis]
         if isinstance(size, numbers.Integral):
@@ -485,10 +485,12 @@ def one_axis(axis: int, x: Tensor, name: str) -> int:
 
 
 def plain_index(index: Any) -> Any:
-    """An index with Tensors in it, as NumPy would write it."""
+    """An index as NumPy would write it, with its arrays copied: backward needs it unchanged."""
     if isinstance(index, tuple):
         return tuple(plain_index(part) for part in index)
-    return index._read() if isinstance(index, Tensor) else index
+    if isinstance(index, list):
+        index = np.array(index) if index else np.array(index, np.int64)
+    return np.array(index) if isinstance(index, (Tensor, np.ndarray)) else index
 
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
@@ -642,4 +644,13 @@ class Function:
     @classmethod
     def apply(cls, *inputs: Any, **parameters: Any) -> Any:
         """Runs `forward` on the arrays of `inputs`; gives a Tensor, or a tuple of them."""
+        named = [(name, [value]) for name, value in parameters.items()]
+        values = (*inputs, *parameters.values())
+        named += [("a list", x) for x in values if isinstance(x, (list, tuple))]
+        for name, values in named:
+            if any(isinstance(x, Tensor) and x.requires_grad for x in values):
+                raise TypeError(
+                    f"{cls.__name__}.apply: {name} holds a Tensor that needs a gradient, "
+                    "which would be lost: pass every such Tensor as a positional argument"
+                )
         return apply(cls, *inputs, **parameters)

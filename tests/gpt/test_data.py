@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import sysconfig
 import tracemalloc
 from pathlib import Path
@@ -67,8 +69,9 @@ def never(*args, **kwargs):
 def test_a_file_is_split_as_nanogpt_splits_it(corpus, cache, length):
     text = (LINES + LINES)[7 : 7 + length]
     cut = int(len(text) * 0.9)
-    for kind in ("byte", "char"):
-        data = open_data(corpus(text), kind, block_size=0, cache=cache)
+    path = corpus(text)
+    for kind in ("byte", "char", "byte"):  # each kind finds its own tokens in the cache
+        data = open_data(path, kind, block_size=0, cache=cache)
         assert texts(data) == (text[:cut], text[cut:])
 
 
@@ -86,11 +89,12 @@ def test_a_small_folder_is_split_like_one_file(corpus, cache, count):
     assert texts(data) == (text[:cut], text[cut:])
 
 
-def test_every_tenth_file_of_a_folder_is_held_out(corpus, cache):
-    files = {f"{'ab'[i % 2]}/{i:02}.txt": f"<{i}>" * 2 for i in range(23)}
+@pytest.mark.parametrize("count", [10, 19, 23])
+def test_every_tenth_file_of_a_folder_is_held_out(corpus, cache, count):
+    files = {f"{'ab'[i % 2]}/{i:02}.txt": f"<{i}>" * 2 for i in range(count)}
     names = sorted(files)
     data = open_data(corpus(files), block_size=1, cache=cache)
-    held_out = [names[9], names[19]]
+    held_out = names[9::10]
     train_text, val_text = texts(data)
     assert val_text == "\n".join(files[name] for name in held_out)
     assert train_text == "\n".join(files[name] for name in names if name not in held_out)
@@ -136,7 +140,7 @@ def test_the_standard_library_is_found_again_without_reading_it(cache, monkeypat
 
 def test_a_standard_library_without_source_is_explained(monkeypatch, tmp_path):
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "zip")})
-    with pytest.raises(UserError, match="standard library has no source code in .*zip; --data"):
+    with pytest.raises(UserError, match=r"standard library has no source code in .*zip; --data"):
         open_data(None, block_size=1, cache=tmp_path)
 
 
@@ -182,9 +186,9 @@ def test_a_line_longer_than_a_piece_is_cut(corpus, cache, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["byte", "char"])
 def test_memory_stays_flat_on_a_large_file(tmp_path, cache, kind):
+    megabyte = ("streamed, not held in memory é\n" * 33_000)[: 10**6]
     with open(tmp_path / "large.txt", "w", encoding="utf-8") as file:
-        for _ in range(60):
-            file.write(("streamed, not held in memory é\n" * 33_000)[: 10**6])
+        file.writelines([megabyte] * 60)
     size = (tmp_path / "large.txt").stat().st_size
     assert size > 60_000_000
     tracemalloc.start()
@@ -260,7 +264,7 @@ def test_an_existing_tokenizer_keeps_its_ids(corpus, cache, tmp_path, monkeypatc
                 tokenizer_file=tmp_path / "tokenizer.json",
             )
         assert again.tokenizer.kind == kind and again.fingerprint == first.fingerprint
-        more = corpus(LINES + "more" * 20)
+        more = corpus(LINES + "line" * 20)
         assert str(more) == corpus_path
         other = open_data(
             more, block_size=8, cache=cache, tokenizer_file=tmp_path / "tokenizer.json"
@@ -342,7 +346,7 @@ def test_a_bin_of_odd_size_is_refused(bins, cache):
 
 
 def test_empty_bins_are_too_short(bins, cache):
-    with pytest.raises(UserError, match="held-out part holds 0 tokens.*no context fits"):
+    with pytest.raises(UserError, match=r"held-out part holds 0 tokens.*no context fits"):
         open_data(bins([1] * 30, []), block_size=2, cache=cache)
 
 
@@ -417,6 +421,18 @@ def test_an_index_with_other_content_is_not_trusted(corpus, cache, index):
     assert "".join(texts(open_data(path, block_size=2, cache=cache))) == LINES
 
 
+def test_facts_that_do_not_match_their_check_are_not_trusted(bins, cache):
+    folder = bins([1, 2, 3] * 9, [5] * 9)
+    first = open_data(folder, block_size=2, cache=cache)
+    (file,) = cache.glob("*/index.json")
+    index = json.loads(file.read_text())
+    index["facts"]["largest"] = 77
+    file.write_text(json.dumps(index))
+    second = open_data(folder, block_size=2, cache=cache)
+    assert second.vocab_size == first.vocab_size == 6
+    assert second.fingerprint == first.fingerprint
+
+
 def test_what_a_killed_run_leaves_is_not_taken_for_an_entry(corpus, cache, monkeypatch):
     path = corpus(LINES)
     finished = open_data(path, block_size=2, cache=cache)
@@ -473,23 +489,11 @@ def test_runs_that_start_together_share_one_entry(corpus, cache):
     assert len(entries(cache)) == 2
 
 
-def test_the_temporary_cache_goes_with_the_process(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    run = context.Process(target=_name_the_temporary_cache, args=(results,))
-    run.start()
-    folder = Path(results.get(timeout=60))
-    run.join()
-    assert not folder.exists()
-
-
-def _name_the_temporary_cache(results):
-    import atexit
-
-    folder = gpt.data._temporary_cache()
-    assert folder.is_dir()
-    atexit._run_exitfuncs()  # multiprocessing ends its children without them
-    results.put(str(folder))
+def test_the_temporary_cache_goes_with_the_process():
+    show = "import gpt.data; f = gpt.data._temporary_cache(); print(f.is_dir(), f, end='')"
+    run = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+    there, folder = run.stdout.split(" ", 1)
+    assert there == "True" and not Path(folder).exists()
 
 
 # --- Batches ---

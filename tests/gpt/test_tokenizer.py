@@ -148,14 +148,15 @@ def test_load_gives_back_what_was_saved(tokenizer, tmp_path):
     assert loaded.to_json() == tokenizer.to_json() == path.read_text(encoding="utf-8")
 
 
-def test_a_failing_save_leaves_the_old_file(tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
+def test_a_failing_save_leaves_the_old_file(tokenizer, tmp_path, monkeypatch, step):
     path = tmp_path / "tokenizer.json"
     path.write_text("an older file")
 
-    def full(descriptor):
+    def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr(step, full)
     with pytest.raises(OSError, match="No space"):
         tokenizer.save(path)
     assert path.read_text() == "an older file"

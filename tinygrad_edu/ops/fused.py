@@ -120,4 +120,4 @@ class Embedding:
         out = gather.scatter_rows(grad, ctx.ids, ctx.rows)
         if ctx.padding_idx is not None:
             out[ctx.padding_idx] = 0
-        return out
+        return out, None

@@ -1,0 +1,250 @@
+"""GPT-2 in one file: token and position embeddings, pre-norm blocks, a tied output layer.
+
+Letters: B batch, T tokens of context, C width (n_embd), H heads, V vocabulary.
+Parameter names are GPT-2's ("transformer.h.0.attn.c_attn.weight"); the architecture is Radford et
+al. 2019, its initialisation included.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tinygrad_edu as tg
+from tinygrad_edu import functional as F
+from tinygrad_edu import nn
+
+from . import gpt2_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig:
+    """The numbers that make one GPT differ from another."""
+
+    vocab_size: int = 50257
+    block_size: int = 1024  # tokens of context
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True  # in linear layers and layer norms
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_head {self.n_head} does not divide n_embd {self.n_embd}: every head needs the "
+                "same width"
+            )
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig, rng: np.random.Generator) -> None:
+        c = config.n_embd
+        self.n_head, self.dropout, self.rng = config.n_head, config.dropout, rng
+        self.c_attn = nn.Linear(c, 3 * c, config.bias, rng, init=nn.normal(0.02))
+        self.c_proj = nn.Linear(c, c, config.bias, rng, init=residual_init(config))
+
+    def forward(self, x: tg.Tensor, cache: "KeyValueCache | None" = None) -> tg.Tensor:
+        b, t, c = x.shape
+        q, k, v = (
+            part.reshape(b, t, self.n_head, c // self.n_head).transpose(1, 2)  # (B, H, T, C / H)
+            for part in self.c_attn(x).split(c, axis=2)
+        )
+        if cache is not None:
+            k, v = cache.extend(self, k, v)
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, rng=self.rng)
+        return F.dropout(
+            self.c_proj(y.transpose(1, 2).reshape(b, t, c)), self.dropout, self.training, self.rng
+        )
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig, rng: np.random.Generator) -> None:
+        c = config.n_embd
+        self.dropout, self.rng = config.dropout, rng
+        self.c_fc = nn.Linear(c, 4 * c, config.bias, rng, init=nn.normal(0.02))
+        self.c_proj = nn.Linear(4 * c, c, config.bias, rng, init=residual_init(config))
+
+    def forward(self, x: tg.Tensor) -> tg.Tensor:
+        y = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return F.dropout(y, self.dropout, self.training, self.rng)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, rng: np.random.Generator) -> None:
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = Attention(config, rng)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config, rng)
+
+    def forward(self, x: tg.Tensor, cache: "KeyValueCache | None" = None) -> tg.Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+def residual_init(config: GPTConfig) -> nn.Init:
+    """Each block adds twice to the residual stream: smaller weights keep its variance at 1."""
+    return nn.normal(0.02 / math.sqrt(2 * config.n_layer))
+
+
+class KeyValueCache:
+    """The keys and values (B, H, T, C / H) of the tokens seen so far, per attention layer."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.kept: dict[int, tuple[tg.Tensor, tg.Tensor]] = {}
+
+    def extend(self, layer: Attention, k: tg.Tensor, v: tg.Tensor) -> tuple[tg.Tensor, tg.Tensor]:
+        if id(layer) in self.kept:
+            old_k, old_v = self.kept[id(layer)]
+            k, v = tg.concatenate([old_k, k], axis=2), tg.concatenate([old_v, v], axis=2)
+        self.kept[id(layer)] = k, v
+        return k, v
+
+
+class GPT(nn.Module):
+    """model(idx) -> (logits (B, T, V), None);  model(idx, targets) -> (None, mean loss).
+
+    `rng` draws the weights and feeds dropout (default: a fixed seed). `recompute` keeps only each
+    block's input for backward and runs the block again there.
+    """
+
+    def __init__(
+        self, config: GPTConfig, rng: np.random.Generator | None = None, recompute: bool = False
+    ) -> None:
+        rng = np.random.default_rng(0) if rng is None else rng
+        self.config, self.rng, self.recompute = config, rng, recompute
+        body = self.transformer = nn.Module()
+        init = nn.normal(0.02)
+        body.wte = nn.Embedding(config.vocab_size, config.n_embd, rng=rng, init=init)
+        body.wpe = nn.Embedding(config.block_size, config.n_embd, rng=rng, init=init)
+        body.h = nn.ModuleList(Block(config, rng) for _ in range(config.n_layer))
+        body.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+
+    def forward(
+        self, idx: Any, targets: Any = None, cache: KeyValueCache | None = None
+    ) -> tuple[tg.Tensor | None, tg.Tensor | None]:
+        """idx, targets: integers (B, T), T at most block_size."""
+        x = self.hidden(idx, cache)
+        output = self.transformer.wte.weight  # tied: the output layer is the token embedding
+        if targets is None:
+            return F.linear(x, output), None
+        return None, F.linear_cross_entropy(x, output, targets)
+
+    def hidden(self, idx: Any, cache: KeyValueCache | None = None) -> tg.Tensor:
+        """The final activations (B, T, C)."""
+        body, config = self.transformer, self.config
+        shape = np.shape(idx)
+        start = 0 if cache is None else cache.length
+        if len(shape) != 2:
+            raise ValueError(f"GPT needs token ids of shape (B, T), got {shape}")
+        if start + shape[1] > config.block_size:
+            raise ValueError(
+                f"{start + shape[1]} tokens are longer than the model's context of "
+                f"{config.block_size}: pass the last {config.block_size}"
+            )
+        position = np.arange(start, start + shape[1])
+        x = body.wte(idx) + body.wpe(position)
+        x = F.dropout(x, config.dropout, self.training, self.rng)
+        for block in body.h:
+            if self.recompute and cache is None:
+                x = tg.checkpoint(block, x)
+            else:
+                x = block(x, cache)
+        if cache is not None:
+            cache.length += shape[1]
+        return body.ln_f(x)
+
+    @tg.no_grad()
+    def generate(
+        self,
+        idx: Any,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Any:
+        """Continues idx (B, T) by `max_new_tokens` tokens -> (B, T + max_new_tokens).
+
+        Temperature 0 takes the likeliest token. Otherwise draws with `rng` among the `top_k`
+        likeliest, or the likeliest that together reach probability `top_p`. Keys and values of
+        the tokens seen are kept; past the context the window slides, and all in it is computed
+        anew, because every token's position has changed. Gives a Tensor for a Tensor.
+        """
+        check_sampling(max_new_tokens, temperature, top_k, top_p)
+        rng = np.random.default_rng() if rng is None else rng
+        tokens = np.array(idx.data if isinstance(idx, tg.Tensor) else idx, np.int64)
+        if tokens.ndim != 2 or tokens.shape[1] == 0:
+            raise ValueError(f"generate needs at least one token, as (B, T), got {tokens.shape}")
+        was_training, context = self.training, self.config.block_size
+        self.eval()
+        try:
+            cache, new = KeyValueCache(), tokens[:, -context:]
+            for _ in range(max_new_tokens):
+                if cache.length + new.shape[1] > context:
+                    cache, new = KeyValueCache(), tokens[:, -context:]
+                last = self.hidden(new, cache).data[:, -1]
+                logits = F.linear(last, self.transformer.wte.weight).data
+                new = sample(logits, temperature, top_k, top_p, rng)[:, None]
+                tokens = np.concatenate([tokens, new], axis=1)
+        finally:
+            self.train(was_training)
+        return tg.Tensor(tokens) if isinstance(idx, tg.Tensor) else tokens
+
+    def save(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, which `transformers` opens as GPT-2."""
+        gpt2_layout.save_model(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, recompute: bool = False) -> "GPT":
+        """Opens a GPT-2 folder of this project or of Hugging Face `transformers`."""
+        config, tensors = gpt2_layout.read(Path(folder))
+        model = cls(GPTConfig(**config), recompute=recompute)
+        model.load_state_dict(gpt2_layout.from_layout(tensors, model, Path(folder)))
+        return model
+
+
+def check_sampling(n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if n < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, got {n}")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+
+
+def sample(
+    logits: np.ndarray,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Logits (B, V) -> one token per row (B,)."""
+    if temperature == 0:
+        return logits.argmax(axis=1)
+    scaled = logits.astype(np.float64) / temperature
+    order = np.argsort(-scaled, axis=1, kind="stable")
+    ranked = np.take_along_axis(scaled, order, axis=1)
+    p = np.exp(ranked - ranked[:, :1])
+    if top_k is not None:
+        p[:, top_k:] = 0
+    p /= p.sum(axis=1, keepdims=True)
+    if top_p is not None:
+        p[np.cumsum(p, axis=1) - p >= top_p] = 0  # keeps the token that crosses the line
+    total = np.cumsum(p, axis=1)
+    draw = rng.random((len(p), 1)) * total[:, -1:]
+    pick = np.minimum((total <= draw).sum(axis=1), (p > 0).sum(axis=1) - 1)
+    return np.take_along_axis(order, pick[:, None], axis=1)[:, 0]

@@ -1,0 +1,244 @@
+"""Trains a GPT: `python -m gpt.train [PRESET] [--field value ...]`.
+
+Reads in the order in which things happen: data, model, optimizer, the loop, the end. Everything a
+step uses follows from (seed, step) and the checkpoint, so that a run that was stopped, however
+abruptly, continues with the same numbers.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+from tqdm import tqdm
+
+import tinygrad_edu as tg
+
+from . import config as cli
+from . import gpt2_layout
+from .config import TrainConfig
+from .data import Dataset, batch, open_data
+from .errors import UserError
+from .model import GPT
+from .picture import draw_losses
+from .run_folder import Checkpoint, RunFolder, write_atomically
+from .sample import continue_text
+
+TRAINING, EVALUATION = 0, 1  # keep the random batches of the two apart
+
+
+def evaluate(model: GPT, data: Dataset, config: TrainConfig, step: int) -> float:
+    """The mean loss over held-out batches, which depend on (seed, step) alone."""
+    rng = np.random.default_rng((config.seed, step, EVALUATION))
+    losses = []
+    model.eval()
+    with tg.no_grad():
+        for _ in range(config.eval_batches):
+            x, y = batch(data.val, rng, config.batch_size, config.block_size)
+            losses.append(model(x, y)[1].item())
+    model.train()
+    return float(np.mean(losses))
+
+
+def train_step(
+    model: GPT, optimizer: tg.optim.AdamW, data: Dataset, config: TrainConfig, step: int
+) -> tuple[float, float]:
+    """One optimizer step -> (mean loss of its micro-batches, gradient norm)."""
+    rng = np.random.default_rng((config.seed, step, TRAINING))
+    optimizer.zero_grad()
+    total = 0.0
+    for _ in range(config.accumulate):
+        x, y = batch(data.train, rng, config.batch_size, config.block_size)
+        try:
+            _, loss = model(x, y)
+            (loss * (1 / config.accumulate)).backward()
+        except tg.NonFiniteError as error:
+            error.batch = {"x": x, "y": y}
+            raise
+        total += loss.item() / config.accumulate
+    norm = tg.optim.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    if math.isfinite(total) and math.isfinite(norm):
+        optimizer.step()
+    return total, norm
+
+
+def checkpoint_of(
+    model: GPT, optimizer: tg.optim.AdamW, data: Dataset, config: TrainConfig
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
+    """Weights, optimizer state, and all else that the next step depends on."""
+    state = {
+        f"{kind}.{name}": parameter.storage.state[kind]
+        for name, parameter in model.named_parameters()
+        for kind in optimizer.state_names
+    }
+    info = {
+        "config": dataclasses.asdict(config),
+        "model": dataclasses.asdict(model.config),
+        "data": data.name,
+        "fingerprint": data.fingerprint,
+        "rng": model.rng.bit_generator.state,
+    }
+    return gpt2_layout.to_layout(model), state, info
+
+
+def restore(
+    found: Checkpoint, model: GPT, optimizer: tg.optim.AdamW, data: Dataset, where: Path
+) -> None:
+    """The inverse of `checkpoint_of`; UserError if the run was of another model or other data."""
+    own, saved = dataclasses.asdict(model.config), found.info["model"]
+    differences = [f"{k} {saved.get(k)} there, {own[k]} here" for k in own if own[k] != saved.get(k)]
+    if differences:
+        raise UserError(f"{where} holds another model ({', '.join(differences)}): use another --out")
+    if found.info["fingerprint"] != data.fingerprint:
+        raise UserError(
+            f"{where} was trained on other data ({found.info['data']}): give the same --data and "
+            "--tokenizer, or use another --out"
+        )
+    model.load_state_dict(gpt2_layout.from_layout(found.model, model, where))
+    for name, parameter in model.named_parameters():
+        for kind in optimizer.state_names:
+            np.copyto(parameter.storage.state[kind], found.state[f"{kind}.{name}"])
+    optimizer.steps = found.step
+    model.rng.bit_generator.state = found.info["rng"]
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """The first Ctrl-C (or SIGTERM) is put in a list, to be seen between steps; a second kills."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        for which in before:
+            signal.signal(which, before[which])
+
+    before = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for which in before:
+            signal.signal(which, before[which])
+
+
+def main(argv: list[str]) -> int:
+    config = cli.parse(argv)
+    out = Path(config.out or cli.default_out(config))
+    if config.threads:
+        tg.set_num_threads(config.threads)
+
+    folder = RunFolder(out)
+    found = folder.read() if config.resume and out.exists() else None
+    kept = out / "tokenizer.json"
+    data = open_data(
+        config.data,
+        config.tokenizer,
+        config.vocab_size,
+        block_size=config.block_size,
+        tokenizer_file=kept if found and kept.exists() else None,
+    )
+    model = GPT(config.model(data.vocab_size), np.random.default_rng(config.seed),
+                recompute=config.recompute == "on")  # fmt: skip
+    schedule = tg.optim.WarmupCosine(
+        config.learning_rate, config.warmup_steps, config.steps, config.min_lr
+    )
+    optimizer = tg.optim.AdamW(
+        model.parameters(),
+        config.learning_rate,
+        (config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+    )
+    size = sum(parameter.size for parameter in model.parameters())
+    print(f"GPT of {size / 1e6:.2f}M parameters on {data.name}: {len(data.train):,} tokens to "
+          f"train on, {len(data.val):,} held out")  # fmt: skip
+
+    if found:
+        restore(found, model, optimizer, data, out)
+        print(f"resuming {out} after step {found.step}")
+    else:
+        if config.resume:
+            print(f"no checkpoint in {out} yet: starting from the beginning")
+        folder.open_new(overwrite=config.overwrite or config.resume)
+        text = gpt2_layout.config_text(model.config)
+        write_atomically(out / "config.json", text.encode())
+        if data.tokenizer is not None:
+            data.tokenizer.save(kept)
+    start = found.step if found else 0
+    folder.cut(start)
+    saved_at, val_loss = (start if found else None), None
+
+    watch = tg.detect_nan() if config.detect_nan else contextlib.nullcontext()
+    bar = tqdm(total=config.steps, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True,
+               mininterval=0.2 if sys.stderr.isatty() else 10)  # fmt: skip
+    with stop_requests() as stop, bar, watch:
+        for step in range(start + 1, config.steps + 1):
+            began = time.perf_counter()
+            optimizer.lr = schedule(step - 1)
+            try:
+                loss, norm = train_step(model, optimizer, data, config, step)
+            except tg.NonFiniteError as error:
+                raise UserError(culprit(error, model, out, step)) from None
+            seconds = time.perf_counter() - began
+            speed = config.batch_size * config.block_size * config.accumulate / seconds
+            row = {"step": step, "loss": loss, "ms": seconds * 1e3, "tokens_per_s": speed}
+            if found and step == start + 1:
+                row["resumed_from"] = start
+            last = step == config.steps
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                folder.append(row)
+                raise UserError(
+                    f"step {step}: the loss is {loss} and the gradient norm {norm}; the checkpoint "
+                    f"of step {saved_at} is kept. --resume --detect-nan names the op at fault"
+                )
+            if step % config.eval_every == 0 or last:
+                row["val_loss"] = val_loss = evaluate(model, data, config, step)
+            folder.append(row)
+            held_out = "" if val_loss is None else f", held-out loss {val_loss:.3f}"
+            bar.set_postfix_str(f"loss {loss:.3f}{held_out}, {speed:,.0f} tokens/s", refresh=False)
+            bar.update()
+            if "val_loss" in row or stop:
+                try:
+                    folder.commit(step, *checkpoint_of(model, optimizer, data, config))
+                    draw_losses(folder.rows(), out / "loss.png")
+                    saved_at = step
+                except OSError as error:
+                    problem = f"checkpoint of step {step} not written ({error})"
+                    if last or stop:
+                        raise UserError(
+                            f"{problem}; that of step {saved_at} is kept: make room, then --resume"
+                        ) from None
+                    bar.write(f"{problem}; going on, that of step {saved_at} is kept", sys.stderr)
+            if stop:
+                bar.close()
+                print(f"stopped and saved at step {step}: --resume --out {out} goes on")
+                return 130
+
+    if data.tokenizer is not None:
+        prompt = "def " if config.data is None else "\n"
+        print(f"\n{continue_text(model, data.tokenizer, prompt, 300, 0.6, seed=config.seed)}\n")
+    final = "" if val_loss is None else f"held-out loss {val_loss:.4f}; "
+    print(f"{final}run folder: {out} (loss.png, metrics.jsonl, model.safetensors)")
+    return 0
+
+
+def culprit(error: tg.NonFiniteError, model: GPT, out: Path, step: int) -> str:
+    """One line about the first NaN, with the batch that made it saved beside the run."""
+    names = {id(module): name or "the model itself" for name, module in model.named_modules()}
+    path = out / f"nan-step-{step}.safetensors"
+    try:
+        write_atomically(path, save(error.batch))
+        saved = f"its batch is in {path}"
+    except OSError as problem:
+        saved = f"its batch could not be saved ({problem})"
+    where = names.get(id(error.module), "the model itself")
+    return f"step {step}: {error.op} in {where} made {error.what} in the {error.phase} pass; {saved}"
+
+
+if __name__ == "__main__":
+    cli.run(main, "gpt.train")

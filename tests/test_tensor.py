@@ -1,0 +1,307 @@
+"""The Tensor: dtypes, operators, indexing, moving axes, reductions, and errors that name shapes."""
+
+import numpy as np
+import pytest
+
+import tinygrad_edu as tg
+from tinygrad_edu import Tensor
+
+
+def leaf(*shape, seed=0):
+    return Tensor(np.random.default_rng(seed).standard_normal(shape), requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [
+        (1.5, np.float32),
+        ([1.0, 2], np.float32),
+        ([], np.float32),
+        (3, np.int64),
+        ([[1, 2]], np.int64),
+        (True, np.bool_),
+        (np.float64(1), np.float64),
+        (np.ones(2, np.float16), np.float16),
+        (np.ones(2, np.int8), np.int8),
+    ],
+)
+def test_dtype_follows_the_data(data, dtype):
+    assert Tensor(data).dtype == dtype
+    assert Tensor(data, dtype=np.float64).dtype == np.float64
+
+
+def test_data_is_copied():
+    source = np.ones(3)
+    x = Tensor(source)
+    y, z, n = Tensor(x), x.detach(), x.numpy()
+    source[0], y.data[1], z.data[1], n[1] = 5, 6, 7, 8
+    assert x.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("data", [None, "abc", [1 + 2j], [object()]])
+def test_what_is_not_a_number_is_refused(data):
+    with pytest.raises(TypeError, match="floats, ints or booleans"):
+        Tensor(data)
+
+
+def test_ragged_lists_and_integer_gradients_are_refused():
+    with pytest.raises(ValueError, match="rectangular"):
+        Tensor([[1], [2, 3]])
+    with pytest.raises(TypeError, match="int64.*float32"):
+        Tensor([1, 2], requires_grad=True)
+
+
+OPERATORS = [
+    lambda a, b: a + b,
+    lambda a, b: a - b,
+    lambda a, b: a * b,
+    lambda a, b: a / b,
+    lambda a, b: a**b,
+]
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize(
+    "other", [3, 2.5, np.array([1.0, 2.0, 4.0], np.float32), np.float32(1.5), [1.0, 2.0, 4.0]]
+)
+def test_operators_mix_with_numbers_and_arrays_on_both_sides(op, other):
+    x = np.array([[0.5, 1.5, 2.5]], np.float32)
+    plain = np.asarray(other, np.float32)
+    for ours, theirs in ((op(Tensor(x), other), op(x, plain)), (op(other, Tensor(x)), op(plain, x))):
+        assert type(ours) is Tensor
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours.data, theirs, rtol=1e-6)
+
+
+def test_matmul_with_arrays_on_both_sides():
+    a, b = np.arange(6.0).reshape(2, 3), np.arange(12.0).reshape(3, 4)
+    for product in (Tensor(a) @ Tensor(b), a @ Tensor(b), Tensor(a) @ b):
+        assert type(product) is Tensor
+        np.testing.assert_array_equal(product.data, a @ b)
+
+
+def test_integer_arithmetic_and_division():
+    x = Tensor([7, 8])
+    assert (x + 1).dtype == np.int64
+    assert (x + 0.5).dtype == np.float32
+    assert (x / 2).dtype == np.float32
+    assert (x / 2).tolist() == [3.5, 4.0]
+    assert (Tensor([1.0]) * np.arange(3)).dtype == np.float32  # an index keeps float32
+    assert (Tensor([True, True]).sum()).item() == 2
+
+
+def test_comparisons_are_boolean_and_hash_is_identity():
+    x, y = Tensor([1.0, 2.0, 3.0]), Tensor([1.0, 5.0, 0.0])
+    expected = {
+        "==": [True, False, False],
+        "!=": [False, True, True],
+        "<": [False, True, False],
+        "<=": [True, True, False],
+        ">": [False, False, True],
+        ">=": [True, False, True],
+    }
+    results = {"==": x == y, "!=": x != y, "<": x < y, "<=": x <= y, ">": x > y, ">=": x >= y}
+    for name, result in results.items():
+        assert result.dtype == np.bool_
+        assert result.tolist() == expected[name], name
+    assert type(np.array([1.0, 0.0, 0.0]) < x) is Tensor
+    assert (np.array([1.0, 0.0, 0.0]) < x).tolist() == [False, True, True]
+    assert len({x, y, x}) == 2
+    assert (x == None) is False  # noqa: E711
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        1,
+        -1,
+        slice(0, 2),
+        slice(None, None, -2),
+        (slice(None), 1),
+        (Ellipsis, None, 2),
+        [0, 0, 2],
+        np.array([[0, 1], [2, 2]]),
+        (np.array([0, 0, 1]), np.array([1, 1, 3])),
+        np.arange(12).reshape(3, 4) % 3 == 0,
+        Tensor([2, 2, 0]),
+        (Tensor([True, False, True]), 1),
+        (slice(None), [1, 1]),
+    ],
+)
+def test_indexing_and_its_gradient(index):
+    x = leaf(3, 4)
+    plain = tuple(i.data if isinstance(i, Tensor) else i for i in index) if isinstance(
+        index, tuple
+    ) else index.data if isinstance(index, Tensor) else index  # fmt: skip
+    y = x[index]
+    np.testing.assert_array_equal(y.data, x.data[plain])
+    cotangent = np.random.default_rng(1).standard_normal(y.shape)
+    y.backward(cotangent)
+    expected = np.zeros((3, 4))
+    np.add.at(expected, plain, cotangent)
+    np.testing.assert_allclose(x.grad, expected)
+
+
+@pytest.mark.parametrize("index", [np.array([0, 1]), [0, 1]])
+def test_an_index_changed_after_forward_changes_nothing(index):
+    x = leaf(3)
+    y = x[index]
+    index[0] = 2
+    y.sum().backward()
+    assert x.grad.tolist() == [1, 1, 0]
+
+
+def test_iteration_length_and_item():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert [row.tolist() for row in x] == [[1, 2], [3, 4]]
+    assert len(x) == 2
+    assert Tensor([[4.0]]).item() == 4.0
+    assert float(Tensor(2.0)) == 2.0 and int(Tensor(3)) == 3
+    with pytest.raises(ValueError, match=r"\(2, 2\)"):
+        x.item()
+    with pytest.raises(TypeError, match="0-d"):
+        len(Tensor(1.0))
+
+
+def test_moving_axes():
+    x = Tensor(np.arange(24.0).reshape(2, 3, 4))
+    np.testing.assert_array_equal(x.T.data, x.data.T)
+    np.testing.assert_array_equal(x.transpose(0, -1).data, x.data.swapaxes(0, -1))
+    np.testing.assert_array_equal(x.permute(1, 2, 0).data, x.data.transpose(1, 2, 0))
+    np.testing.assert_array_equal(x.permute((1, 2, 0)).data, x.data.transpose(1, 2, 0))
+    np.testing.assert_array_equal(x.T.reshape(6, -1).data, x.data.T.reshape(6, -1))
+    assert x.unsqueeze(0).shape == (1, 2, 3, 4)
+    assert x.unsqueeze(-1).shape == (2, 3, 4, 1)
+    assert x.unsqueeze(1).unsqueeze(0).squeeze().shape == (2, 3, 4)
+    assert x.unsqueeze(1).unsqueeze(0).squeeze(0).shape == (2, 1, 3, 4)
+    with pytest.raises(ValueError, match=r"axis 1 of shape \(2, 3, 4\)"):
+        x.squeeze(1)
+    with pytest.raises(ValueError, match=r"all 3 axes"):
+        x.permute(0, 1)
+    with pytest.raises(ValueError, match="out of bounds"):
+        x.unsqueeze(5)
+
+
+def test_split_parts_and_gradient_of_unused_parts():
+    x = leaf(7, 2)
+    parts = x.split(3)
+    assert [part.shape for part in parts] == [(3, 2), (3, 2), (1, 2)]
+    assert [part.shape for part in x.split([5, 0, 2])] == [(5, 2), (0, 2), (2, 2)]
+    (parts[1] * 2).sum().backward()
+    np.testing.assert_array_equal(x.grad[:, 0], [0, 0, 0, 2, 2, 2, 0])
+    with pytest.raises(ValueError, match=r"\[5, 1\] do not add up to 7"):
+        x.split([5, 1])
+    with pytest.raises(ValueError, match="at least 1"):
+        x.split(0)
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_tied_extrema_share_the_gradient(name):
+    x = Tensor([[2.0, 2.0, 1.0], [3.0, 3.0, 3.0]], requires_grad=True)
+    getattr(x, name)(axis=1).backward([6.0, 6.0])
+    expected = {"max": [[3, 3, 0], [2, 2, 2]], "min": [[0, 0, 6], [2, 2, 2]]}
+    assert x.grad.tolist() == expected[name]
+
+
+def test_tied_maximum_and_minimum_halve_the_gradient():
+    for function in (tg.maximum, tg.minimum):
+        a, b = Tensor([1.0, 5.0], requires_grad=True), Tensor([1.0, 2.0], requires_grad=True)
+        function(a, b).sum().backward()
+        assert a.grad[0] == b.grad[0] == 0.5
+        assert (a.grad[1], b.grad[1]) == ((1, 0) if function is tg.maximum else (0, 1))
+
+
+@pytest.mark.parametrize("axis", [None, 0, -1, (0, 2)])
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_reductions_agree_with_numpy(axis, keepdims):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4))
+    for name in ("sum", "mean", "max", "min", "var"):
+        ours = getattr(Tensor(x), name)(axis=axis, keepdims=keepdims)
+        expected = getattr(np, name)(x, axis=axis, keepdims=keepdims)
+        assert ours.shape == expected.shape
+        np.testing.assert_allclose(ours.data, expected, rtol=1e-12)
+    if not isinstance(axis, tuple):
+        picked = Tensor(x).argmax(axis, keepdims)
+        assert picked.dtype == np.int64 and not picked.requires_grad
+        np.testing.assert_array_equal(picked.data, np.argmax(x, axis, keepdims=keepdims))
+
+
+def test_var_ddof_and_its_gradient():
+    x = leaf(5)
+    x.var(ddof=1).backward()
+    np.testing.assert_allclose(x.var(ddof=1).item(), np.var(x.data, ddof=1))
+    np.testing.assert_allclose(x.grad, 2 / 4 * (x.data - x.data.mean()))
+
+
+def test_broadcast_gradients_are_summed():
+    a, b = leaf(2, 3, 1), leaf(4, seed=1)
+    cotangent = np.random.default_rng(2).standard_normal((2, 3, 4))
+    (a * b).backward(cotangent)
+    np.testing.assert_allclose(a.grad, (cotangent * b.data).sum(-1, keepdims=True))
+    np.testing.assert_allclose(b.grad, (cotangent * a.data).sum((0, 1)))
+
+
+def test_where_stack_concatenate_and_einsum():
+    a, b = leaf(2, 3), leaf(2, 3, seed=1)
+    mask = a.data > b.data
+    tg.where(mask, a, b).sum().backward()
+    np.testing.assert_array_equal(a.grad, mask)
+    np.testing.assert_array_equal(b.grad, ~mask)
+    x, y = a.data, b.data
+    np.testing.assert_array_equal(tg.stack([a, b], axis=-1).data, np.stack([x, y], -1))
+    np.testing.assert_array_equal(tg.concatenate([a, y], axis=1).data, np.concatenate([x, y], 1))
+    np.testing.assert_allclose(tg.einsum("ij,kj->ik", a, b).data, x @ y.T)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (ValueError, r"\(2, 3\) @ \(2, 3\).*3 and 2", lambda x: x @ x),
+        (ValueError, "1-D", lambda x: x @ Tensor(2.0)),
+        (TypeError, "boolean condition, got float64", lambda x: tg.where(x, x, x)),
+        (ValueError, r"\(2, 3\).*\(4,\)", lambda x: x + np.ones(4)),
+        (ValueError, r"\(2, 3\), \(3,\)", lambda x: tg.stack([x, x[0]])),
+        (ValueError, "at least one", lambda x: tg.concatenate([])),
+        (ValueError, "at least one", lambda x: tg.stack([])),
+        (ValueError, "dimension", lambda x: tg.concatenate([x, x[0]])),
+        (ValueError, r"size 6 into shape \(4,\)", lambda x: x.reshape(4)),
+        (ValueError, "out of bounds", lambda x: x.sum(axis=2)),
+        (IndexError, "out of bounds", lambda x: x[5]),
+        (TypeError, "one axis", lambda x: x.softmax((0, 1))),
+        (ValueError, "min, max or both", lambda x: x.clip()),
+        (ValueError, "'erf'", lambda x: x.gelu("erf")),
+        (ValueError, "3 in one operand and 2", lambda x: tg.einsum("ij,jk->ik", x, x)),
+        (ValueError, "names 1 operands, got 2", lambda x: tg.einsum("ij->i", x, x)),
+        (TypeError, "unsupported operand", lambda x: x + None),
+        (RuntimeError, r"\(2, 3\)", lambda x: x.backward()),
+        (ValueError, r"\(3, 2\), expected \(2, 3\)", lambda x: x.backward(np.ones((3, 2)))),
+        (RuntimeError, "detach", lambda x: setattr(x * 2, "requires_grad", False)),
+        (ValueError, r"\(2, 3\)", lambda x: setattr(x, "grad", np.ones(3))),
+    ],
+)
+def test_errors_name_what_was_given(error, message, call):
+    with pytest.raises(error, match=message):
+        call(leaf(2, 3))
+
+
+def test_setitem_and_copy_free_arrays_are_refused():
+    x = leaf(3)
+    with pytest.raises(TypeError, match=r"tg\.where"):
+        x[0] = 1.0
+    with pytest.raises(ValueError, match=r"\.data"):
+        np.array(x, copy=False)
+    assert np.asarray(x).tolist() == x.tolist()
+
+
+def test_assigning_grad_copies_and_casts():
+    x, g = Tensor([1.0, 2.0], requires_grad=True), np.array([3.0, 4.0])
+    x.grad = g
+    g[0] = 9
+    assert x.grad.dtype == np.float32
+    assert x.grad.tolist() == [3, 4]
+
+
+def test_repr_tells_values_dtype_and_gradient():
+    assert repr(Tensor([1.0, 2.5])) == "Tensor([1.  2.5])"
+    assert "dtype=float64" in repr(Tensor(np.ones(2)))
+    assert "requires_grad=True" in repr(leaf(2))
