@@ -81,7 +81,9 @@ class TrainConfig:
                 raise UserError(f"--{dashed(name)} must be a number of at least 0, got {value}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 0 and below 1, got {getattr(self, name)}")
+                raise UserError(
+                    f"--{name} must be at least 0 and below 1, got {getattr(self, name)}"
+                )
         if self.seed < 0:
             raise UserError(f"--seed must be at least 0, got {self.seed}")
         if self.recompute not in ("off", "on", "auto"):

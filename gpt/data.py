@@ -7,30 +7,25 @@ cache folder on disk, and training reads token ids through memory maps of the fi
 may be deleted at any time: it only saves repeating the passes.
 """
 
-import atexit
 import codecs
 import functools
 import hashlib
 import io
-import itertools
-import json
 import os
-import shutil
 import sys
 import sysconfig
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt.errors import UserError
-from gpt.tokenizer import Tokenizer, load, train
+from .cache import cache_entry, cache_folder, digest, file_state
+from .errors import UserError
+from .tokenizer import Tokenizer, load, train
 
 PIECE = 1 << 20  # bytes of a text file, or ids of a token file, looked at in one go
-FORMAT = 1  # of the cache; raise it when equal text would be split or tokenised differently
 EXPECTED = (
     "--data takes a text file, a folder of text files, or a folder with train.bin and val.bin"
 )
@@ -239,7 +234,7 @@ def _open_text(
     cache: Path,
     block_size: int,
 ) -> Dataset:
-    state = [_state(file) for file in corpus.files]
+    state = [file_state(file) for file in corpus.files]
 
     def make_tokenizer(folder: Path) -> None:
         train(kind, corpus.whole, vocab_size).save(folder / "tokenizer.json")
@@ -254,10 +249,10 @@ def _open_text(
         return _scan(folder, tokenizer.dtype)
 
     if tokenizer is None:
-        folder, _ = _entry(cache, ["tokenizer", state, kind, vocab_size], make_tokenizer)
+        folder, _ = cache_entry(cache, ["tokenizer", state, kind, vocab_size], make_tokenizer)
         tokenizer = load(folder / "tokenizer.json")
     # Keyed by the tokenizer itself, so that a run resumed with its own file finds its tokens again.
-    folder, facts = _entry(cache, ["tokens", state, tokenizer.to_json()], make_tokens)
+    folder, facts = cache_entry(cache, ["tokens", state, tokenizer.to_json()], make_tokens)
     return _dataset(folder, facts, tokenizer, tokenizer.dtype, corpus.name, block_size)
 
 
@@ -280,8 +275,8 @@ def _open_bins(root: Path, tokenizer: Tokenizer | None, cache: Path, block_size:
             raise UserError(f"{root / name}: {wrong}; it is cut short, prepare it again")
     if tokenizer is None and (root / "tokenizer.json").exists():
         tokenizer = load(root / "tokenizer.json")
-    state, dtype = [_state(root / name) for name in BINS], np.dtype("<u2")
-    _, facts = _entry(cache, ["scan", state], lambda _: _scan(root, dtype))
+    state, dtype = [file_state(root / name) for name in BINS], np.dtype("<u2")
+    _, facts = cache_entry(cache, ["scan", state], lambda _: _scan(root, dtype))
     if tokenizer is not None and facts["largest"] >= tokenizer.vocab_size:
         raise UserError(
             f"{root}: has the token id {facts['largest']}, but the tokenizer only "
@@ -326,98 +321,5 @@ def _dataset(
     tokens = [np.memmap(folder / name, dtype, mode="r") for name in BINS]
     vocabulary = tokenizer.vocabulary() if tokenizer is not None else None
     vocab_size = tokenizer.vocab_size if tokenizer is not None else facts["largest"] + 1
-    fingerprint = _digest([facts["sha256"], dtype.str, vocabulary])
+    fingerprint = digest([facts["sha256"], dtype.str, vocabulary])
     return Dataset(*tokens, tokenizer, vocab_size, name, fingerprint)
-
-
-# --- The cache: folders that are complete from the moment they have their name ---
-
-
-def cache_folder() -> Path:
-    """Where tokens are kept: $TINYGRAD_EDU_CACHE, $XDG_CACHE_HOME/tinygrad_edu, ~/.cache/..."""
-    if own := os.environ.get("TINYGRAD_EDU_CACHE"):
-        return Path(own)
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    # Someone without a home keeps the "~".
-    return Path(caches, "tinygrad_edu") if os.path.isabs(caches) else _temporary_cache()
-
-
-@functools.cache
-def _temporary_cache() -> Path:
-    folder = tempfile.mkdtemp(prefix="tinygrad_edu-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-def _entry(cache: Path, key: list, build: Callable[[Path], dict | None]) -> tuple[Path, dict]:
-    """The cache entry of that key and the facts about it; `build` makes both if there is none.
-
-    An entry is built under a passing name and then renamed, so neither a kill nor a second process
-    can show a half-built one. It is never changed after that: a damaged entry is stepped over, not
-    repaired, because another process may be reading it.
-    """
-    name = _digest([FORMAT, key])[:32]
-    found = _look_up(cache, name)
-    if found[1] is not None:
-        return found
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f"{name}-partial-", dir=cache))
-    except OSError:
-        if cache == _temporary_cache():
-            raise
-        return _entry(_temporary_cache(), key, build)
-    try:
-        facts = build(work) or {}
-        files = {file.name: _imprint(file) for file in work.iterdir()}
-        index = {"facts": facts, "files": files, "check": _digest([facts, files])}
-        (work / "index.json").write_text(json.dumps(index), encoding="utf-8")
-        while found[1] is None:  # until this or another process has put its folder in place
-            found = _look_up(cache, name)
-            if found[1] is None:
-                try:
-                    os.rename(work, found[0])
-                except OSError:
-                    if not os.path.lexists(found[0]):
-                        raise
-        return found
-    except OSError as error:
-        way_out = "set TINYGRAD_EDU_CACHE to a folder with room"
-        raise UserError(f"{cache}: cannot keep tokens here: {error.strerror}; {way_out}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _look_up(cache: Path, name: str) -> tuple[Path, dict | None]:
-    """The first intact entry and its facts; if there is none, the first free name and None."""
-    for number in itertools.count():
-        entry = cache / f"{name}-{number}"
-        try:
-            index = json.loads((entry / "index.json").read_text(encoding="utf-8"))
-            facts, files = index["facts"], index["files"]
-            sound = index["check"] == _digest([facts, files])
-            if sound and all(_imprint(entry / file) == files[file] for file in files):
-                return entry, facts
-        except (OSError, ValueError, TypeError, KeyError):
-            pass
-        if not os.path.lexists(entry):
-            return entry, None
-    raise AssertionError("unreachable")
-
-
-def _imprint(file: Path) -> str | int:
-    """The hash of a small file, the size of one that would take long to read."""
-    with open(file, "rb") as opened:
-        size = os.fstat(opened.fileno()).st_size
-        small = size <= 16 * PIECE
-        return hashlib.file_digest(opened, "sha256").hexdigest() if small else size
-
-
-def _state(file: Path) -> list:
-    """What changes when the file does, found without reading it."""
-    state = file.stat()
-    return [str(file.absolute()), state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

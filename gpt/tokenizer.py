@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.errors import UserError
+from .errors import UserError
 
 Chunks = Callable[[], Iterator[str]]  # a corpus: each call starts reading it from the beginning
 

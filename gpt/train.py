@@ -93,9 +93,13 @@ def restore(
 ) -> None:
     """The inverse of `checkpoint_of`; UserError if the run was of another model or other data."""
     own, saved = dataclasses.asdict(model.config), found.info["model"]
-    differences = [f"{k} {saved.get(k)} there, {own[k]} here" for k in own if own[k] != saved.get(k)]
+    differences = [
+        f"{k} {saved.get(k)} there, {own[k]} here" for k in own if own[k] != saved.get(k)
+    ]
     if differences:
-        raise UserError(f"{where} holds another model ({', '.join(differences)}): use another --out")
+        raise UserError(
+            f"{where} holds another model ({', '.join(differences)}): use another --out"
+        )
     if found.info["fingerprint"] != data.fingerprint:
         raise UserError(
             f"{where} was trained on other data ({found.info['data']}): give the same --data and "
@@ -237,7 +241,9 @@ def culprit(error: tg.NonFiniteError, model: GPT, out: Path, step: int) -> str:
     except OSError as problem:
         saved = f"its batch could not be saved ({problem})"
     where = names.get(id(error.module), "the model itself")
-    return f"step {step}: {error.op} in {where} made {error.what} in the {error.phase} pass; {saved}"
+    return (
+        f"step {step}: {error.op} in {where} made {error.what} in the {error.phase} pass; {saved}"
+    )
 
 
 if __name__ == "__main__":

@@ -67,7 +67,10 @@ OPERATORS = [
 def test_operators_mix_with_numbers_and_arrays_on_both_sides(op, other):
     x = np.array([[0.5, 1.5, 2.5]], np.float32)
     plain = np.asarray(other, np.float32)
-    for ours, theirs in ((op(Tensor(x), other), op(x, plain)), (op(other, Tensor(x)), op(plain, x))):
+    for ours, theirs in (
+        (op(Tensor(x), other), op(x, plain)),
+        (op(other, Tensor(x)), op(plain, x)),
+    ):
         assert type(ours) is Tensor
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours.data, theirs, rtol=1e-6)

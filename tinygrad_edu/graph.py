@@ -125,7 +125,7 @@ def graph_svg(tensor: Tensor) -> str:
                 f'<path d="M{x0:.0f} {y0:.0f}C{x0 + bend:.0f} {y0:.0f} {x1 - bend:.0f} {y1:.0f} '
                 f'{x1:.0f} {y1:.0f}" marker-end="url(#tip)"/>'
             )
-            if is_op(source):
+            if text and is_op(source):
                 at = f'x="{x0 + GAP / 2:.0f}" y="{y0 + 0.35 * (y1 - y0) - 5:.0f}"'
                 body.append(f'<text class="small" {at}>{text}</text>')
     wide = max(x - GAP + MARGIN, 2 * MARGIN + max((len(note) for note in notes), default=0) * CHAR)

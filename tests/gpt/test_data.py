@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import gpt.data
-from gpt.data import batch, cache_folder, open_data
+from gpt.cache import cache_folder
+from gpt.data import batch, open_data
 from gpt.errors import UserError
 from gpt.tokenizer import ByteTokenizer, load, train
 
@@ -378,7 +379,7 @@ def test_without_a_writable_cache_a_temporary_one_serves(corpus, tmp_path):
     (tmp_path / "file").write_text("in the way")
     data = open_data(corpus(LINES), block_size=2, cache=tmp_path / "file" / "cache")
     assert "".join(texts(data)) == LINES
-    assert Path(data.train.filename).parents[1] == gpt.data._temporary_cache()
+    assert Path(data.train.filename).parents[1] == gpt.cache.temporary_cache()
 
 
 def test_a_full_disk_says_where_to_go(corpus, cache, monkeypatch):
@@ -490,7 +491,7 @@ def test_runs_that_start_together_share_one_entry(corpus, cache):
 
 
 def test_the_temporary_cache_goes_with_the_process():
-    show = "import gpt.data; f = gpt.data._temporary_cache(); print(f.is_dir(), f, end='')"
+    show = "import gpt.cache; f = gpt.cache.temporary_cache(); print(f.is_dir(), f, end='')"
     run = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
     there, folder = run.stdout.split(" ", 1)
     assert there == "True" and not Path(folder).exists()
