@@ -17,6 +17,7 @@ from tinygrad_edu import functional as F
 from tinygrad_edu import nn
 
 from . import gpt2_layout
+from .decode import KeyValueCache, check_sampling, sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(c, 3 * c, config.bias, rng, init=nn.normal(0.02))
         self.c_proj = nn.Linear(c, c, config.bias, rng, init=residual_init(config))
 
-    def forward(self, x: tg.Tensor, cache: "KeyValueCache | None" = None) -> tg.Tensor:
+    def forward(self, x: tg.Tensor, cache: KeyValueCache | None = None) -> tg.Tensor:
         b, t, c = x.shape
         q, k, v = (
             part.reshape(b, t, self.n_head, c // self.n_head).transpose(1, 2)  # (B, H, T, C / H)
@@ -86,7 +87,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config, rng)
 
-    def forward(self, x: tg.Tensor, cache: "KeyValueCache | None" = None) -> tg.Tensor:
+    def forward(self, x: tg.Tensor, cache: KeyValueCache | None = None) -> tg.Tensor:
         x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -94,21 +95,6 @@ class Block(nn.Module):
 def residual_init(config: GPTConfig) -> nn.Init:
     """Each block adds twice to the residual stream: smaller weights keep its variance at 1."""
     return nn.normal(0.02 / math.sqrt(2 * config.n_layer))
-
-
-class KeyValueCache:
-    """The keys and values (B, H, T, C / H) of the tokens seen so far, per attention layer."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self.kept: dict[int, tuple[tg.Tensor, tg.Tensor]] = {}
-
-    def extend(self, layer: Attention, k: tg.Tensor, v: tg.Tensor) -> tuple[tg.Tensor, tg.Tensor]:
-        if id(layer) in self.kept:
-            old_k, old_v = self.kept[id(layer)]
-            k, v = tg.concatenate([old_k, k], axis=2), tg.concatenate([old_v, v], axis=2)
-        self.kept[id(layer)] = k, v
-        return k, v
 
 
 class GPT(nn.Module):
@@ -212,39 +198,3 @@ class GPT(nn.Module):
         model = cls(GPTConfig(**config), recompute=recompute)
         model.load_state_dict(gpt2_layout.from_layout(tensors, model, Path(folder)))
         return model
-
-
-def check_sampling(n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if n < 0:
-        raise ValueError(f"max_new_tokens must be at least 0, got {n}")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
-
-
-def sample(
-    logits: np.ndarray,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Logits (B, V) -> one token per row (B,)."""
-    if temperature == 0:
-        return logits.argmax(axis=1)
-    scaled = logits.astype(np.float64) / temperature
-    order = np.argsort(-scaled, axis=1, kind="stable")
-    ranked = np.take_along_axis(scaled, order, axis=1)
-    p = np.exp(ranked - ranked[:, :1])
-    if top_k is not None:
-        p[:, top_k:] = 0
-    p /= p.sum(axis=1, keepdims=True)
-    if top_p is not None:
-        p[np.cumsum(p, axis=1) - p >= top_p] = 0  # keeps the token that crosses the line
-    total = np.cumsum(p, axis=1)
-    draw = rng.random((len(p), 1)) * total[:, -1:]
-    pick = np.minimum((total <= draw).sum(axis=1), (p > 0).sum(axis=1) - 1)
-    return np.take_along_axis(order, pick[:, None], axis=1)[:, 0]

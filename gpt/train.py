@@ -6,7 +6,6 @@ abruptly, continues with the same numbers.
 """
 
 import contextlib
-import dataclasses
 import math
 import signal
 import sys
@@ -23,12 +22,13 @@ import tinygrad_edu as tg
 
 from . import config as cli
 from . import gpt2_layout
+from .checkpoint import checkpoint_of, restore
 from .config import TrainConfig
 from .data import Dataset, batch, open_data
 from .errors import UserError
 from .model import GPT
 from .picture import draw_losses
-from .run_folder import Checkpoint, RunFolder, write_atomically
+from .run_folder import RunFolder, write_atomically
 from .sample import continue_text
 
 TRAINING, EVALUATION = 0, 1  # keep the random batches of the two apart
@@ -67,50 +67,6 @@ def train_step(
     if math.isfinite(total) and math.isfinite(norm):
         optimizer.step()
     return total, norm
-
-
-def checkpoint_of(
-    model: GPT, optimizer: tg.optim.AdamW, data: Dataset, config: TrainConfig
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
-    """Weights, optimizer state, and all else that the next step depends on."""
-    state = {
-        f"{kind}.{name}": parameter.storage.state[kind]
-        for name, parameter in model.named_parameters()
-        for kind in optimizer.state_names
-    }
-    info = {
-        "config": dataclasses.asdict(config),
-        "model": dataclasses.asdict(model.config),
-        "data": data.name,
-        "fingerprint": data.fingerprint,
-        "rng": model.rng.bit_generator.state,
-    }
-    return gpt2_layout.to_layout(model), state, info
-
-
-def restore(
-    found: Checkpoint, model: GPT, optimizer: tg.optim.AdamW, data: Dataset, where: Path
-) -> None:
-    """The inverse of `checkpoint_of`; UserError if the run was of another model or other data."""
-    own, saved = dataclasses.asdict(model.config), found.info["model"]
-    differences = [
-        f"{k} {saved.get(k)} there, {own[k]} here" for k in own if own[k] != saved.get(k)
-    ]
-    if differences:
-        raise UserError(
-            f"{where} holds another model ({', '.join(differences)}): use another --out"
-        )
-    if found.info["fingerprint"] != data.fingerprint:
-        raise UserError(
-            f"{where} was trained on other data ({found.info['data']}): give the same --data and "
-            "--tokenizer, or use another --out"
-        )
-    model.load_state_dict(gpt2_layout.from_layout(found.model, model, where))
-    for name, parameter in model.named_parameters():
-        for kind in optimizer.state_names:
-            np.copyto(parameter.storage.state[kind], found.state[f"{kind}.{name}"])
-    optimizer.steps = found.step
-    model.rng.bit_generator.state = found.info["rng"]
 
 
 @contextlib.contextmanager

@@ -112,7 +112,7 @@ def test_greedy_decoding_with_the_cache_equals_without_and_slides_past_the_conte
 
 
 def test_sampling_follows_the_probabilities_and_their_limits():
-    from gpt.model import sample
+    from gpt.decode import sample
 
     logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]]))
     many = np.repeat(logits, 20000, axis=0)

@@ -1,0 +1,60 @@
+"""What generating text needs beside the model: remembered keys and values, and drawing a token."""
+
+import math
+
+import numpy as np
+
+import tinygrad_edu as tg
+
+
+class KeyValueCache:
+    """The keys and values (B, H, T, C / H) of the tokens seen so far, per attention layer."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.kept: dict[int, tuple[tg.Tensor, tg.Tensor]] = {}
+
+    def extend(
+        self, layer: tg.nn.Module, k: tg.Tensor, v: tg.Tensor
+    ) -> tuple[tg.Tensor, tg.Tensor]:
+        if id(layer) in self.kept:
+            old_k, old_v = self.kept[id(layer)]
+            k, v = tg.concatenate([old_k, k], axis=2), tg.concatenate([old_v, v], axis=2)
+        self.kept[id(layer)] = k, v
+        return k, v
+
+
+def check_sampling(n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if n < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, got {n}")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+
+
+def sample(
+    logits: np.ndarray,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Logits (B, V) -> one token per row (B,)."""
+    if temperature == 0:
+        return logits.argmax(axis=1)
+    scaled = logits.astype(np.float64) / temperature
+    order = np.argsort(-scaled, axis=1, kind="stable")
+    ranked = np.take_along_axis(scaled, order, axis=1)
+    p = np.exp(ranked - ranked[:, :1])
+    if top_k is not None:
+        p[:, top_k:] = 0
+    p /= p.sum(axis=1, keepdims=True)
+    if top_p is not None:
+        p[np.cumsum(p, axis=1) - p >= top_p] = 0  # keeps the token that crosses the line
+    total = np.cumsum(p, axis=1)
+    draw = rng.random((len(p), 1)) * total[:, -1:]
+    pick = np.minimum((total <= draw).sum(axis=1), (p > 0).sum(axis=1) - 1)
+    return np.take_along_axis(order, pick[:, None], axis=1)[:, 0]
