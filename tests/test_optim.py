@@ -1,5 +1,6 @@
 """Optimizers against their formulas and PyTorch, clipping, schedules and bad hyper-parameters."""
 
+import itertools
 import math
 
 import numpy as np
@@ -154,7 +155,7 @@ def test_foreign_state_is_refused_and_changes_nothing():
     wrong["steps"], wrong["v"] = 9, [np.zeros(3)] * 3
     with pytest.raises(ValueError, match=r"'v' has shapes .*\(3,\).*\(3, 4\)"):
         optimizer.load_state_dict(wrong)
-    with pytest.raises(ValueError, match="expected.*'m'"):
+    with pytest.raises(ValueError, match=r"expected.*'m'"):
         optimizer.load_state_dict(SGD(parameters(), momentum=0.5).state_dict())
     after = optimizer.state_dict()
     assert after["steps"] == before["steps"] == 1
@@ -190,7 +191,7 @@ def test_warmup_cosine():
     assert rates[0] == pytest.approx(1 / 11)
     assert np.allclose(np.diff(rates[:11]), 1 / 11)
     assert rates[10] == 1.0 == max(rates)
-    assert all(a > b for a, b in zip(rates[10:110], rates[11:111], strict=True))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:111]))
     assert rates[60] == pytest.approx(0.55)
     assert rates[35] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi / 4)))
     assert rates[110:] == [0.1] * 20

@@ -47,7 +47,7 @@ def test_what_is_not_a_number_is_refused(data):
 def test_ragged_lists_and_integer_gradients_are_refused():
     with pytest.raises(ValueError, match="rectangular"):
         Tensor([[1], [2, 3]])
-    with pytest.raises(TypeError, match="int64.*float32"):
+    with pytest.raises(TypeError, match=r"int64.*float32"):
         Tensor([1, 2], requires_grad=True)
 
 

@@ -5,7 +5,6 @@ column, nodes are ordered by the mean height of their inputs, which keeps edges 
 brings its own background, so it reads the same on light and dark pages.
 """
 
-import heapq
 from html import escape
 from typing import Any
 
@@ -23,10 +22,6 @@ STYLE = """
 .tape path{fill:none;stroke:#8a97a3;stroke-width:1.3}"""
 
 
-def is_op(node: Any) -> bool:
-    return isinstance(node, Context)
-
-
 def describe(shape: tuple[int, ...], dtype: Any) -> str:
     """(2, 3) and float32 -> "2x3"; other dtypes are named."""
     text = "x".join(map(str, shape)) or "scalar"
@@ -35,20 +30,19 @@ def describe(shape: tuple[int, ...], dtype: Any) -> str:
 
 def collect(root: Context) -> tuple[list[Context], int]:
     """Every op at or before `root`, in the order they ran: the last `LIMIT`, and how many more."""
-    heap, seen, found = [(-root._number, root)], {root}, []
-    while heap:
-        _, node = heapq.heappop(heap)
-        found.append(node)
-        for target, _ in inputs_of(node):
-            if is_op(target) and target not in seen:
+    seen, stack = {root}, [root]
+    while stack:
+        for target, _ in inputs_of(stack.pop()):
+            if isinstance(target, Context) and target not in seen:
                 seen.add(target)
-                heapq.heappush(heap, (-target._number, target))
-    return found[:LIMIT][::-1], len(found[LIMIT:])
+                stack.append(target)
+    ops = sorted(seen, key=lambda op: op._number)
+    return ops[-LIMIT:], len(ops[:-LIMIT])
 
 
 def inputs_of(node: Any) -> list[tuple[Any, str]]:
     """(what made it, label) of each input on the tape; a consumed op no longer knows any."""
-    if not is_op(node) or node._saved is None:
+    if not isinstance(node, Context) or node._saved is None:
         return []
     edges = zip(node._edges, node.input_shapes, node._dtypes, strict=True)
     return [(edge[0], describe(*like)) for edge, *like in edges if edge is not None]
@@ -56,7 +50,7 @@ def inputs_of(node: Any) -> list[tuple[Any, str]]:
 
 def label(node: Any) -> tuple[str, str]:
     """The CSS class and the text of a node."""
-    if is_op(node):
+    if isinstance(node, Context):
         name = node._op.__name__
         return ("consumed", f"{name} (consumed)") if node._saved is None else ("op", name)
     return "leaf", f"{type(node).__name__} {describe(node.shape, node.dtype)}"
@@ -69,7 +63,7 @@ def layers(ops: list[Context], edges: dict[Any, list]) -> list[list[Any]]:
         column[op] = 1 + max((column.get(source, 0) for source, _ in edges[op]), default=-1)
     for op in reversed(ops):  # a leaf stands just left of its first user
         for source, _ in edges[op]:
-            if not is_op(source):
+            if not isinstance(source, Context):
                 column[source] = min(column[op] - 1, column.get(source, column[op]))
     columns: list[list[Any]] = [[] for _ in range(1 + max(column.values()))]
     for node in sorted(column, key=lambda n: getattr(n, "_number", -1)):
@@ -87,14 +81,13 @@ def layers(ops: list[Context], edges: dict[Any, list]) -> list[list[Any]]:
 def graph_svg(tensor: Tensor) -> str:
     """The graph that made `tensor`, as SVG: ops rounded, leaves square, shapes beside the edges."""
     ops, left_out = ([], 0) if tensor._made_by is None else collect(tensor._made_by[0])
-    shown = set(ops)
-    edges = {op: [e for e in inputs_of(op) if e[0] in shown or not is_op(e[0])] for op in ops}
+    drawn = {*ops, *(s for op in ops for s, _ in inputs_of(op) if not isinstance(s, Context))}
+    edges = {op: [edge for edge in inputs_of(op) if edge[0] in drawn] for op in ops}
     columns = [*(layers(ops, edges) if ops else []), [tensor]]
-    result = describe(tensor.shape, tensor.dtype)
     edges[tensor] = [(op, "") for op in ops[-1:]]
 
     labels = {node: label(node) for nodes in columns for node in nodes}
-    labels[tensor] = ("result" if ops else "leaf", f"{type(tensor).__name__} {result}")
+    labels[tensor] = ("result" if ops else "leaf", labels[tensor][1])
     notes = [f"{left_out:,} earlier ops are not shown"] if left_out else []
     if any(css == "consumed" for css, _ in labels.values()):
         notes.append("backward() has used up the graph before the ops drawn dashed")
@@ -125,7 +118,7 @@ def graph_svg(tensor: Tensor) -> str:
                 f'<path d="M{x0:.0f} {y0:.0f}C{x0 + bend:.0f} {y0:.0f} {x1 - bend:.0f} {y1:.0f} '
                 f'{x1:.0f} {y1:.0f}" marker-end="url(#tip)"/>'
             )
-            if text and is_op(source):
+            if text and isinstance(source, Context):
                 at = f'x="{x0 + GAP / 2:.0f}" y="{y0 + 0.35 * (y1 - y0) - 5:.0f}"'
                 body.append(f'<text class="small" {at}>{text}</text>')
     wide = max(x - GAP + MARGIN, 2 * MARGIN + max((len(note) for note in notes), default=0) * CHAR)

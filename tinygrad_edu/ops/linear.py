@@ -109,7 +109,8 @@ class Einsum:
                     size[c] = max(size.get(c, 1), n)
             part = part.reshape([size[c] if c in known else 1 for c in letters])
             out = np.zeros([size[c] for c in term], grad.dtype)
-            np.einsum(f"{term}->{letters}", out)[...] = part
+            diagonal = np.einsum(f"{term}->{letters}", out) if term else out  # 0-d has no views
+            diagonal[...] = part
             grads.append(out)
         return tuple(grads)
 

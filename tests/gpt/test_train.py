@@ -1,0 +1,334 @@
+"""Training as a user meets it: the command line, the run folder, kills, resumes, mistakes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinygrad_edu as tg
+from gpt import GPT
+from gpt import sample as sample_command
+from gpt import train as train_command
+from gpt.config import load_preset, parse, preset_names
+from gpt.errors import UserError
+
+TINY = [
+    "--n-layer=2", "--n-head=2", "--n-embd=16", "--block-size=8", "--batch-size=4", "--steps=12",
+    "--eval-every=4", "--eval-batches=2", "--warmup-steps=2", "--tokenizer=char",
+    "--dropout=0.1",
+]  # fmt: skip
+TEXT = "".join(random.Random(0).choices("abcdefgh \n", k=4000))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYGRAD_EDU_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def train(*arguments):
+    return train_command.main([*TINY, *map(str, arguments)])
+
+
+def command(module, *arguments, **options):
+    """The command in a process of its own, as a user runs it."""
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    options = {"capture_output": True, "text": True, "env": env, "timeout": 120} | options
+    return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], **options)
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run):
+    return [(row["step"], row["loss"], row.get("val_loss")) for row in metrics(run)]
+
+
+def test_a_run_leaves_all_that_the_design_names(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train("--data", text, "--out", run) == 0
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert all(row["loss"] > 0 and row["ms"] > 0 and row["tokens_per_s"] > 0 for row in rows)
+    assert [row["step"] for row in rows if "val_loss" in row] == [4, 8, 12]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "train.json", "loss.png"):
+        assert (run / name).stat().st_size > 0, name
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "held-out loss" in printed and str(run) in printed
+    model = GPT.load(run)
+    assert model.config.block_size == 8 and model.config.vocab_size == 10
+
+
+def test_a_run_repeats_bit_for_bit_and_follows_its_seed(text, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train("--data", text, "--out", tmp_path / name, "--seed", seed)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
+
+
+def test_resume_of_a_shorter_run_continues_bit_for_bit(text, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train("--data", text, "--out", whole)
+    train("--data", text, "--out", parts)
+    # Back to the checkpoint of step 8, as a kill after it would leave the folder.
+    shutil.rmtree(parts)
+    stop_after(8, text, parts)
+    assert train("--data", text, "--out", parts, "--resume") == 0
+    assert losses(whole) == losses(parts)
+    resumed = [row for row in metrics(parts) if "resumed_from" in row]
+    assert [(row["step"], row["resumed_from"]) for row in resumed] == [(9, 8)]
+    a, b = GPT.load(whole), GPT.load(parts)
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
+        np.testing.assert_array_equal(x.data, y.data)
+
+
+def stop_after(step, text, run):
+    """A run that is interrupted during `step`."""
+
+    class Stop(train_command.RunFolder):
+        def append(self, row):
+            super().append(row)
+            if row["step"] == step:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    original, train_command.RunFolder = train_command.RunFolder, Stop
+    try:
+        assert train("--data", text, "--out", run) == 130
+    finally:
+        train_command.RunFolder = original
+
+
+def test_ctrl_c_saves_where_it_stopped_and_resume_goes_on(text, tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train("--data", text, "--out", whole)
+    stop_after(6, text, run)
+    assert [row["step"] for row in metrics(run)] == [1, 2, 3, 4, 5, 6]
+    # --resume needs nothing but the folder: the rest is remembered there.
+    assert train_command.main(["--resume", "--out", str(run)]) == 0
+    assert [(s, loss) for s, loss, _ in losses(run)] == [(s, loss) for s, loss, _ in losses(whole)]
+
+
+def test_resume_without_a_checkpoint_starts_over_and_says_so(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train("--data", text, "--out", run, "--resume") == 0
+    assert "starting from the beginning" in capsys.readouterr().out
+    assert "resumed_from" not in metrics(run)[0]
+
+
+def test_accumulated_micro_batches_are_one_large_batch(text, tmp_path):
+    # The same 8 sequences per step: as 1 x 8 and as 2 x 4 the mean loss and updates agree.
+    for name, flags in (("one", ["--batch-size=8"]), ("two", ["--accumulate=2"])):
+        train("--data", text, "--out", tmp_path / name, "--dropout=0", *flags)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert abs(one[0][1] - two[0][1]) < 0.2 and one != two
+
+
+def test_an_earlier_run_is_not_overwritten_unless_asked(text, tmp_path):
+    run = tmp_path / "run"
+    train("--data", text, "--out", run)
+    before = losses(run)
+    with pytest.raises(UserError, match="--overwrite"):
+        train("--data", text, "--out", run, "--seed=7")
+    assert losses(run) == before
+    assert train("--data", text, "--out", run, "--seed=7", "--overwrite") == 0
+    assert losses(run) != before
+
+
+def test_resume_refuses_another_model_and_other_data(text, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other.txt"
+    other.write_text(TEXT[::-1])
+    train("--data", text, "--out", run)
+    with pytest.raises(UserError, match="n_embd 16 there, 32 here"):
+        train("--data", text, "--out", run, "--resume", "--n-embd=32")
+    with pytest.raises(UserError, match="other data"):
+        train("--data", other, "--out", run, "--resume")
+
+
+def test_detect_nan_names_op_layer_and_step_and_saves_the_batch(text, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+
+    class Broken(GPT):
+        def hidden(self, idx, cache=None):
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls == 3:
+                weight = self.transformer.h[1].mlp.c_fc.weight
+                weight.data = np.full(weight.shape, np.nan, np.float32)
+            return super().hidden(idx, cache)
+
+    monkeypatch.setattr(train_command, "GPT", Broken)
+    with pytest.raises(UserError, match=r"step 3: Linear in transformer\.h\.1\.mlp\.c_fc made NaN"):
+        train("--data", text, "--out", run, "--detect-nan")
+    from safetensors.numpy import load_file
+
+    assert load_file(run / "nan-step-3.safetensors")["x"].shape == (4, 8)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(text, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="--detect-nan"):
+        train("--data", text, "--out", run, "--learning-rate=1e30", "--grad-clip=0")
+    assert not any("NaN" in line for line in (run / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_full_disk_at_checkpoint_time_keeps_the_run_and_the_old_checkpoint(
+    text, tmp_path, monkeypatch, capsys
+):
+    run, calls = tmp_path / "run", []
+    commit = train_command.RunFolder.commit
+
+    def failing(self, step, *rest):
+        calls.append(step)
+        if step == 8:
+            raise OSError(28, "No space left on device")
+        commit(self, step, *rest)
+
+    monkeypatch.setattr(train_command.RunFolder, "commit", failing)
+    assert train("--data", text, "--out", run) == 0
+    assert calls == [4, 8, 12]
+    assert "step 8 not written" in capsys.readouterr().err
+
+
+def test_samples_follow_prompt_and_seed(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    train("--data", text, "--out", run)
+    capsys.readouterr()
+    drawn = []
+    for seed in (1, 1, 2):
+        flags = ["--prompt", "abc", "--tokens", "40", "--seed", str(seed), "--top-k", "5"]
+        assert sample_command.main([str(run), *flags]) == 0
+        drawn.append(capsys.readouterr().out)
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(out.startswith("abc") and len(out) == 44 for out in drawn)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--prompt", "aéb"], "é"),
+        (["--prompt", ""], "empty"),
+        (["--temperature", "-1"], "temperature"),
+        (["--temperature", "nan"], "temperature"),
+        (["--top-k", "0"], "top_k"),
+        (["--tokns", "3"], "did you mean '--tokens'"),
+    ],
+)
+def test_sample_mistakes_are_named(text, tmp_path, flags, words):
+    run = tmp_path / "run"
+    train("--data", text, "--out", run, "--steps=1")
+    with pytest.raises(UserError, match=words):
+        sample_command.main([str(run), *flags])
+    with pytest.raises(UserError, match="not a folder"):
+        sample_command.main([str(tmp_path / "nowhere")])
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--n-layr", "3"], "did you mean '--n-layer'"),
+        (["nanogpt"], "did you mean 'nanogpt-cpu'"),
+        (["--steps", "x"], "--steps"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--learning-rate", "nan"], "--learning-rate"),
+        (["--learning-rate=-1"], "--learning-rate"),
+        (["--beta2", "1"], "--beta2"),
+        (["--n-head", "3"], "n_head 3 does not divide n_embd 128"),
+        (["--dropout", "1.5"], "dropout"),
+        (["--seed", "-1"], "--seed"),
+        (["--recompute", "maybe"], "--recompute"),
+    ],
+)
+def test_flags_that_make_no_sense_are_named(flags, words):
+    with pytest.raises(UserError, match=words):
+        parse(flags)
+
+
+def test_presets_and_flags():
+    assert parse(["nanogpt-cpu"]).block_size == 64
+    assert parse(["--n_layer=3"]).n_layer == parse(["--n-layer", "3"]).n_layer == 3
+    assert preset_names()[0] == "default"
+    wanted = {"default", "nanogpt-cpu", "shakespeare-char", "gpt2-124m", "111m", "1.3b", "13b"}
+    assert wanted | {"70b", "175b"} == set(preset_names())
+    config = load_preset("175b").check().model(50257)
+    assert (config.n_layer, config.n_embd, config.n_head) == (96, 12288, 96)
+
+
+def test_mistakes_on_the_command_line_are_one_line_and_status_2(text, tmp_path):
+    run = tmp_path / "run"
+    for arguments in (
+        ["--data", tmp_path / "missing.txt", "--out", run],
+        ["--n-layr", "3"],
+        ["--data", text, "--block-size", "100000", "--out", run],
+        ["--data", text, "--out", text],
+    ):
+        done = command("gpt.train", *arguments)
+        assert done.returncode == 2, done
+        assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+    assert not run.exists()
+    done = command("gpt.train", "--help")
+    assert done.returncode == 0 and "gpt2-124m" in done.stdout and "--n-layer" in done.stdout
+
+
+@pytest.mark.faults
+def test_twenty_kills_lose_nothing(text, tmp_path):
+    flags = [*TINY, "--steps=300", "--eval-every=10", "--data", text]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert command("gpt.train", *flags, "--out", whole).returncode == 0
+    chance = random.Random(1)
+    kills = resumes = 0
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    while kills < 20:
+        before = (run / "train.json").exists()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gpt.train", *map(str, flags), "--out", str(run), "--resume"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
+        )  # fmt: skip
+        time.sleep(chance.uniform(0.3, 2.0))
+        if process.poll() is not None:
+            assert process.returncode == 0
+            shutil.rmtree(run)  # finished before the kill: begin again
+            continue
+        process.kill()
+        process.wait()
+        kills += 1
+        resumes += before and any("resumed_from" in line for line in lines_of(run))
+    assert resumes > 0
+    assert command("gpt.train", *flags, "--out", run, "--resume").returncode == 0
+    assert losses(run) == losses(whole)
+
+
+def lines_of(run):
+    path = run / "metrics.jsonl"
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+
+def test_the_folder_opens_in_transformers_with_equal_logits(text, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    run, idx = tmp_path / "run", np.arange(8)[None]
+    for flags in ([], ["--bias"]):
+        train("--data", text, "--out", run, "--overwrite", *flags)
+        theirs = transformers.GPT2LMHeadModel.from_pretrained(run).eval()
+        with tg.no_grad():
+            ours = GPT.load(run).eval()(idx)[0].data
+        expected = theirs(torch.from_numpy(idx)).logits.detach().numpy()
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+        theirs.save_pretrained(tmp_path / "back")
+        if flags:
+            again = GPT.load(tmp_path / "back").eval()(idx)[0].data
+            np.testing.assert_array_equal(ours, again)

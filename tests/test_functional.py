@@ -1,0 +1,411 @@
+"""The functionals: values and gradients against PyTorch, and errors that name what was given."""
+
+import numpy as np
+import pytest
+
+import tinygrad_edu as tg
+from tinygrad_edu import Tensor
+from tinygrad_edu import functional as F
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape)
+
+
+def agree(ours, theirs, *arrays, rtol=1e-10):
+    """Value and every gradient of `ours(*Tensors)` equal `theirs(*torch tensors)`."""
+    torch = pytest.importorskip("torch")
+    mine = [Tensor(a, requires_grad=True) for a in arrays]
+    twins = [torch.tensor(a, requires_grad=True) for a in arrays]
+    out, expected = ours(*mine), theirs(torch, *twins)
+    np.testing.assert_allclose(out.data, expected.detach().numpy(), rtol=rtol, atol=rtol)
+    cotangent = np.random.default_rng(5).standard_normal(out.shape)
+    out.backward(cotangent)
+    expected.backward(torch.tensor(cotangent))
+    for a, b in zip(mine, twins, strict=True):
+        np.testing.assert_allclose(a.grad, b.grad.numpy(), rtol=rtol, atol=rtol)
+
+
+def TF(torch):
+    return torch.nn.functional
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (2, 3)])
+def test_linear(lead):
+    x, w, b = normal(*lead, 4), normal(6, 4), normal(6)
+    agree(F.linear, lambda t, *a: TF(t).linear(*a), x, w, b)
+    agree(F.linear, lambda t, *a: TF(t).linear(*a), x, w)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 1, -1])
+def test_embedding(padding_idx):
+    ids = np.array([[0, 3, 3], [1, 5, 1]])
+    agree(
+        lambda w: F.embedding(ids, w, padding_idx),
+        lambda t, w: TF(t).embedding(t.tensor(ids), w, padding_idx),
+        normal(6, 4),
+    )
+
+
+@pytest.mark.parametrize("shape", [4, (4,), (3, 4)])
+def test_layer_norm(shape):
+    full = (shape,) if isinstance(shape, int) else shape
+    x, w, b = normal(2, 3, 4), normal(*full), normal(*full)
+    agree(
+        lambda x, w, b: F.layer_norm(x, shape, w, b, 1e-3),
+        lambda t, x, w, b: TF(t).layer_norm(x, full, w, b, 1e-3),
+        x, w, b,
+    )  # fmt: skip
+    agree(lambda x: F.layer_norm(x, shape), lambda t, x: TF(t).layer_norm(x, full), x)
+
+
+@pytest.mark.parametrize("eps", [None, 1e-2])
+def test_rms_norm(eps):
+    agree(
+        lambda x, w: F.rms_norm(x, (3, 4), w, eps),
+        lambda t, x, w: TF(t).rms_norm(x, (3, 4), w, eps),
+        normal(2, 3, 4), normal(3, 4),
+    )  # fmt: skip
+    zeros = np.zeros((2, 3), np.float32)
+    assert np.all(np.isfinite(F.rms_norm(zeros, 3).data))
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu(approximate):
+    agree(
+        lambda x: F.gelu(x, approximate),
+        lambda t, x: TF(t).gelu(x, approximate=approximate),
+        np.concatenate([normal(50) * 3, [0.0, -30.0, 30.0]]),
+    )
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_softmax_and_log_softmax(dim):
+    x = normal(3, 4, 5) * 10
+    agree(lambda x: F.softmax(x, dim), lambda t, x: TF(t).softmax(x, dim), x)
+    agree(lambda x: F.log_softmax(x, dim), lambda t, x: TF(t).log_softmax(x, dim), x)
+    assert np.all(np.isfinite(F.log_softmax(np.array([1e4, -1e4])).data))
+
+
+SHAPES = [(5,), (6, 5), (2, 5, 3), (2, 5, 3, 4)]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cross_entropy(shape, weighted, label_smoothing, reduction):
+    rest = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    target = RNG.integers(0, 5, rest)
+    if target.size > 3:
+        target.reshape(-1)[1] = 7  # the ignored one
+    weight = np.abs(normal(5)) if weighted else None
+    options = {"reduction": reduction, "label_smoothing": label_smoothing, "ignore_index": 7}
+    agree(
+        lambda x: F.cross_entropy(x, target, weight, **options),
+        lambda t, x: TF(t).cross_entropy(
+            x, t.tensor(target), None if weight is None else t.tensor(weight), **options
+        ),
+        normal(*shape) * 4,
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_with_probabilities(shape, weighted):
+    target = np.abs(normal(*shape))
+    target /= target.sum(axis=min(1, len(shape) - 1), keepdims=True)
+    weight = np.abs(normal(5)) if weighted else None
+    for reduction in ("mean", "none"):
+        options = {"reduction": reduction, "label_smoothing": 0.1}
+        agree(
+            lambda x, o=options: F.cross_entropy(x, target, weight, **o),
+            lambda t, x, o=options: TF(t).cross_entropy(
+                x, t.tensor(target), None if weight is None else t.tensor(weight), **o
+            ),
+            normal(*shape),
+        )
+
+
+@pytest.mark.parametrize("lead", [(), (7,), (2, 3)])
+@pytest.mark.parametrize("kind", ["ids", "probabilities"])
+def test_linear_cross_entropy(lead, kind):
+    target = RNG.integers(0, 6, lead) if kind == "ids" else np.abs(normal(*lead, 6))
+    weight = np.abs(normal(6))
+    for reduction in ("mean", "sum", "none"):
+        options = {"reduction": reduction, "label_smoothing": 0.1}
+        options |= {"ignore_index": 3} if kind == "ids" else {}
+
+        def theirs(t, x, w, b, options=options):
+            logits = TF(t).linear(x, w, b).reshape(-1, 6)
+            flat = t.tensor(target.reshape(-1) if kind == "ids" else target.reshape(-1, 6))
+            loss = TF(t).cross_entropy(logits, flat, t.tensor(weight), **options)
+            return loss.reshape(lead) if options["reduction"] == "none" else loss
+
+        agree(
+            lambda x, w, b, o=options: F.linear_cross_entropy(
+                x, w, target, linear_bias=b, weight=weight, **o
+            ),
+            theirs,
+            normal(*lead, 4), normal(6, 4), normal(6),
+        )  # fmt: skip
+
+
+ATTENTION = [
+    ((2, 4, 5, 8), (2, 4, 5, 8), {}),
+    ((2, 4, 5, 8), (2, 4, 5, 8), {"is_causal": True}),
+    ((2, 4, 5, 8), (2, 4, 7, 8), {"scale": 0.3}),
+    ((5, 8), (6, 8), {}),
+    ((3, 5, 8), (3, 5, 8), {"is_causal": True}),
+    ((2, 3, 2, 5, 8), (2, 3, 2, 6, 8), {}),
+    ((2, 6, 5, 8), (2, 2, 5, 8), {"enable_gqa": True, "is_causal": True}),
+    ((2, 6, 5, 8), (2, 1, 7, 8), {"enable_gqa": True}),
+]
+
+
+@pytest.mark.parametrize(("q", "k", "options"), ATTENTION)
+def test_attention(q, k, options):
+    agree(
+        lambda *a: F.scaled_dot_product_attention(*a, **options),
+        lambda t, *a: TF(t).scaled_dot_product_attention(*a, **options),
+        normal(*q), normal(*k), normal(*k[:-1], 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lead", [(2, 4), (2, 3, 2)])
+@pytest.mark.parametrize("mask_lead", ["none", "heads", "all"])
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_attention_masks(lead, mask_lead, kind):
+    shape = {"none": (), "heads": (lead[-1],), "all": lead}[mask_lead] + (5, 6)
+    mask = RNG.random(shape) < 0.6 if kind == "bool" else normal(*shape)
+    if kind == "bool":
+        mask[..., 0] = True
+    agree(
+        lambda *a: F.scaled_dot_product_attention(*a, attn_mask=mask),
+        lambda t, *a: TF(t).scaled_dot_product_attention(*a, attn_mask=t.tensor(mask)),
+        normal(*lead, 5, 8), normal(*lead, 6, 8), normal(*lead, 6, 8),
+    )  # fmt: skip
+
+
+def test_causal_attention_aligns_at_the_end():
+    q, k, v = normal(1, 2, 6, 4), normal(1, 2, 6, 4), normal(1, 2, 6, 4)
+    full = F.scaled_dot_product_attention(q, k, v, is_causal=True).data
+    last = F.scaled_dot_product_attention(q[:, :, 4:], k, v, is_causal=True).data
+    np.testing.assert_allclose(last, full[:, :, 4:], rtol=1e-12)
+
+
+def test_dropout_keeps_the_mean_and_masks_the_gradient():
+    x = Tensor(np.ones(20_000, np.float32), requires_grad=True)
+    y = F.dropout(x, 0.25, rng=np.random.default_rng(0))
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad, y.data)
+    assert set(np.unique(y.data)) == {0, np.float32(1 / 0.75)}
+    assert abs((y.data == 0).mean() - 0.25) < 0.02
+    again = F.dropout(x, 0.25, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(again.data, y.data)
+    other = F.dropout(x, 0.25, rng=np.random.default_rng(1))
+    assert np.any(other.data != y.data)
+    assert F.dropout(x, 0.5, training=False) is x and F.dropout(x, 0.0) is x
+    assert not F.dropout(x, 1.0).data.any()
+
+
+def test_attention_dropout_masks_the_weights():
+    q, k, v = normal(1, 2, 40, 8), normal(1, 2, 40, 8), np.ones((1, 2, 40, 1))
+    call = F.scaled_dot_product_attention
+    a, b = (call(q, k, v, dropout_p=0.5, rng=np.random.default_rng(0)).data for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+    assert a.std() > 0.01 and abs(a.mean() - 1) < 0.15
+
+
+def test_targets_changed_after_forward_change_nothing():
+    target = np.array([0, 1])
+    logits = Tensor(normal(2, 3), requires_grad=True)
+    loss = F.cross_entropy(logits, target)
+    target[:] = 2
+    loss.backward()
+    assert np.all(logits.grad[[0, 1], [0, 1]] < 0)
+
+
+def test_mixed_precision_of_plain_arrays_and_integers():
+    assert F.softmax([1, 2, 3]).dtype == np.float32
+    assert F.softmax(np.ones(3)).dtype == np.float64
+    assert F.cross_entropy(np.ones((2, 3), np.float32), [0, 1]).dtype == np.float32
+
+
+X = np.ones((2, 3))
+ones, attend = np.ones, F.scaled_dot_product_attention
+ERRORS = {
+    "linear inner": (ValueError, r"\(2, 3\).*\(4, 5\)", lambda: F.linear(X, ones((4, 5)))),
+    "linear 1-d weight": (ValueError, r"weight \(3,\)", lambda: F.linear(X, ones(3))),
+    "linear 0-d input": (ValueError, r"input \(\)", lambda: F.linear(1.0, ones((4, 3)))),
+    "linear bias": (
+        ValueError,
+        r"\(3,\), expected \(4,\)",
+        lambda: F.linear(X, ones((4, 3)), ones(3)),
+    ),
+    "linear dtype": (TypeError, "float64.*float32", lambda: F.linear(X, ones((4, 3), np.float32))),
+    "linear text": (TypeError, "<U1", lambda: F.linear("a", X)),
+    "embedding float ids": (TypeError, "float64", lambda: F.embedding(X, X)),
+    "embedding bool ids": (TypeError, "bool", lambda: F.embedding(X > 0, X)),
+    "embedding high": (IndexError, r"2 at \(1,\).*0 .. 1", lambda: F.embedding([0, 2], X)),
+    "embedding negative": (IndexError, "-1", lambda: F.embedding([-1], X)),
+    "embedding table": (ValueError, r"\(3,\)", lambda: F.embedding([0], ones(3))),
+    "embedding padding": (ValueError, "padding_idx 2", lambda: F.embedding([0], X, 2)),
+    "layer_norm shape": (ValueError, r"\(2, 3\).*\(2,\)", lambda: F.layer_norm(X, 2)),
+    "layer_norm no axes": (ValueError, r"\(\)", lambda: F.layer_norm(X, ())),
+    "layer_norm weight": (
+        ValueError,
+        r"weight has shape \(2,\)",
+        lambda: F.layer_norm(X, 3, ones(2)),
+    ),
+    "layer_norm bias": (
+        ValueError,
+        r"bias has shape \(2,\)",
+        lambda: F.layer_norm(X, 3, None, ones(2)),
+    ),
+    "layer_norm dtype": (
+        TypeError,
+        "weight float32",
+        lambda: F.layer_norm(X, 3, ones(3, np.float32)),
+    ),
+    "rms_norm shape": (ValueError, r"\(2, 3\).*\(3, 3\)", lambda: F.rms_norm(X, (3, 3))),
+    "rms_norm weight": (ValueError, r"\(2,\)", lambda: F.rms_norm(X, 3, ones(2))),
+    "gelu": (ValueError, "'exact'", lambda: F.gelu(X, "exact")),
+    "softmax axis": (ValueError, "axis 2 is out of bounds", lambda: F.softmax(X, 2)),
+    "log_softmax axis": (TypeError, "one axis", lambda: F.log_softmax(X, None)),
+    "cross_entropy scalar": (ValueError, r"\(\)", lambda: F.cross_entropy(1.0, 0)),
+    "cross_entropy shape": (
+        ValueError,
+        r"\(3,\), expected \(2,\)",
+        lambda: F.cross_entropy(X, [0, 1, 2]),
+    ),
+    "cross_entropy high": (IndexError, r"3 at \(1,\)", lambda: F.cross_entropy(X, [0, 3])),
+    "cross_entropy negative": (IndexError, "-1", lambda: F.cross_entropy(X, [0, -1])),
+    "cross_entropy float": (
+        ValueError,
+        r"float64 and shape \(2,\)",
+        lambda: F.cross_entropy(X, ones(2)),
+    ),
+    "cross_entropy bool": (TypeError, "bool", lambda: F.cross_entropy(X, [True, False])),
+    "cross_entropy weight": (
+        ValueError,
+        r"\(2,\), expected \(3,\)",
+        lambda: F.cross_entropy(X, [0, 1], ones(2)),
+    ),
+    "cross_entropy reduction": (
+        ValueError,
+        "'avg'",
+        lambda: F.cross_entropy(X, [0, 1], reduction="avg"),
+    ),
+    "cross_entropy smoothing": (
+        ValueError,
+        "got 1.5",
+        lambda: F.cross_entropy(X, [0, 1], label_smoothing=1.5),
+    ),
+    "cross_entropy smoothing nan": (
+        ValueError,
+        "nan",
+        lambda: F.cross_entropy(X, [0, 1], label_smoothing=np.nan),
+    ),
+    "cross_entropy target gradient": (
+        ValueError,
+        "detach",
+        lambda: F.cross_entropy(X, Tensor(X, True)),
+    ),
+    "linear_cross_entropy inner": (
+        ValueError,
+        r"\(2, 3\).*\(5, 4\)",
+        lambda: F.linear_cross_entropy(X, ones((5, 4)), [0, 1]),
+    ),
+    "linear_cross_entropy target": (
+        ValueError,
+        r"\(3,\), expected \(2,\)",
+        lambda: F.linear_cross_entropy(X, X, [0, 1, 0]),
+    ),
+    "linear_cross_entropy high": (
+        IndexError,
+        "0 .. 1",
+        lambda: F.linear_cross_entropy(X, X, [0, 2]),
+    ),
+    "dropout p": (ValueError, "1.5", lambda: F.dropout(X, 1.5)),
+    "dropout nan": (ValueError, "nan", lambda: F.dropout(X, np.nan)),
+    "attention axes": (ValueError, r"\(2, 3\), key \(1, 2, 3\)", lambda: attend(X, X[None], X)),
+    "attention one axis": (ValueError, r"\(3,\)", lambda: attend(X[0], X[0], X[0])),
+    "attention width": (ValueError, r"\(2, 3\).*\(2, 4\)", lambda: attend(X, ones((2, 4)), X)),
+    "attention keys": (ValueError, r"\(5, 3\)", lambda: attend(X, X, ones((5, 3)))),
+    "attention heads": (
+        ValueError,
+        r"\(2, 2, 5, 8\)",
+        lambda: attend(*(ones((2, h, 5, 8)) for h in (4, 2, 2))),
+    ),
+    "attention gqa": (
+        ValueError,
+        r"\(2, 3, 5, 8\)",
+        lambda: attend(*(ones((2, h, 5, 8)) for h in (4, 3, 3)), enable_gqa=True),
+    ),
+    "attention causal": (
+        ValueError,
+        "as many keys",
+        lambda: attend(X, X[:1], X[:1], is_causal=True),
+    ),
+    "attention dtype": (TypeError, "key float32", lambda: attend(X, X.astype(np.float32), X)),
+    "attention mask dtype": (TypeError, "int64", lambda: attend(X, X, X, ones((2, 2), np.int64))),
+    "attention mask shape": (
+        ValueError,
+        r"\(3, 3\).*\(2, 2\)",
+        lambda: attend(X, X, X, ones((3, 3))),
+    ),
+    "attention mask gradient": (
+        ValueError,
+        "detach",
+        lambda: attend(X, X, X, Tensor(ones((2, 2)), True)),
+    ),
+    "attention dropout": (ValueError, "-0.1", lambda: attend(X, X, X, dropout_p=-0.1)),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_one_clear_error(name):
+    error, message, call = ERRORS[name]
+    with pytest.raises(error, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_small_transformer_agrees_with_pytorch():
+    """Loss and every gradient of embedding, attention, norms and loss together, in float64."""
+    ids, target = RNG.integers(0, 11, (2, 6)), RNG.integers(0, 11, (2, 6))
+    arrays = [normal(11, 8), normal(24, 8), normal(8, 8), normal(8), normal(8), normal(32, 8)]
+    arrays += [normal(8, 32)]
+
+    def model(f, heads, loss, wte, qkv, out, scale, shift, up, down):
+        x = f.embedding(ids_of[f], wte)
+        h = f.layer_norm(x, (8,), scale, shift)
+        q, k, v = (heads(f.linear(h, qkv[i : i + 8])) for i in (0, 8, 16))
+        y = f.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + f.linear(y.transpose(1, 2).reshape(2, 6, 8), out)
+        x = x + f.linear(f.gelu(f.linear(f.layer_norm(x, (8,)), up), approximate="tanh"), down)
+        return loss(x, wte)
+
+    torch = pytest.importorskip("torch")
+    ids_of = {F: ids, TF(torch): torch.tensor(ids)}
+
+    def heads(x):
+        return x.reshape(2, 6, 2, 4).transpose(1, 2)
+
+    agree(
+        lambda *a: model(F, heads, lambda x, w: F.linear_cross_entropy(x, w, target), *a),
+        lambda t, *a: model(
+            TF(t),
+            heads,
+            lambda x, w: TF(t).cross_entropy(
+                TF(t).linear(x, w).reshape(12, 11), t.tensor(target).reshape(12)
+            ),
+            *a,
+        ),
+        *arrays,
+    )
+    assert tg.functional is F
