@@ -85,7 +85,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _write_new(path: Path, chunks: Iterable[Any]) -> None:
-    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
         for chunk in chunks:
             _write(descriptor, chunk)
         disk.fsync(descriptor)
@@ -103,6 +103,11 @@ def _sync_folder(folder: Path) -> None:
                 raise
 
 
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        disk.unlink(path)
+
+
 def _partial(path: Path) -> Path:
     """A temporary name beside `path`; it keeps the suffix, which some writers go by."""
     return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -117,6 +122,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | Callable[[Path]
     path = Path(path)
     partial = _partial(path)
     try:
+        _remove(partial)  # not truncate: it may be a second name of a file that is needed
         if callable(data):
             data(partial)
             with _opened(partial, os.O_RDWR) as descriptor:
@@ -249,9 +255,13 @@ class RunFolder:
         self._sweep()
         self.sync()
         try:
+            taken = self._named()
+        except UserError:  # damaged: nobody knows which files it needs
+            taken = set(os.listdir(self.path))
+        try:
             for role, tensors in zip(ROLES, (model_tensors, state_tensors), strict=True):
                 path = self.path / f"{role}-{step:07d}.safetensors"
-                if path.name in self._named():  # the checkpoint of this very step must survive
+                if path.name in taken:  # the checkpoint of this very step must survive
                     path = path.with_stem(f"{path.stem}-again")
                 entry: dict[str, Any] = {"name": path.name, "tensors": {}}
                 pieces = _serialized(tensors, entry)
@@ -338,8 +348,7 @@ class RunFolder:
                     self._troubles.pop("model", None)
                     return
             try:
-                with contextlib.suppress(FileNotFoundError):
-                    disk.unlink(partial)
+                _remove(partial)
                 disk.link(committed, partial)
                 disk.replace(partial, public)
             except OSError:  # a file system without hard links

@@ -65,9 +65,8 @@ def layers(ops: list[Context], edges: dict[Any, list]) -> list[list[Any]]:
         for source, _ in edges[op]:
             if not isinstance(source, Context):
                 column[source] = min(column[op] - 1, column.get(source, column[op]))
-    columns: list[list[Any]] = [[] for _ in range(1 + max(column.values()))]
-    for node in sorted(column, key=lambda n: getattr(n, "_number", -1)):
-        columns[column[node]].append(node)
+    last = max(column.values())
+    columns = [[node for node in column if column[node] == i] for i in range(last + 1)]
     height: dict[Any, float] = {}
     for nodes in columns:
         for node in nodes:
@@ -92,9 +91,8 @@ def graph_svg(tensor: Tensor) -> str:
     if any(css == "consumed" for css, _ in labels.values()):
         notes.append("backward() has used up the graph before the ops drawn dashed")
 
-    body, place = [], {}
-    tallest = max(map(len, columns)) * ROW
-    top, x = MARGIN + 16 * len(notes), MARGIN
+    body, lines, place = [], [], {}
+    top, x, tallest = MARGIN + 16 * len(notes), MARGIN, max(map(len, columns)) * ROW
     for nodes in columns:
         width = max(len(labels[node][1]) for node in nodes) * CHAR + 22
         for i, node in enumerate(nodes):
@@ -108,7 +106,6 @@ def graph_svg(tensor: Tensor) -> str:
                 f'<text x="{x + width / 2:.0f}" y="{y + 4:.0f}">{escape(text)}</text>'
             )
         x += width + GAP
-    lines = []
     for node, sources in edges.items():
         for k, (source, text) in enumerate(sources):
             (_, x0, y0), (x1, _, y1) = place[source], place[node]
