@@ -23,6 +23,7 @@ ROWS = [
         "tinygrad_edu.functional",
         "tinygrad_edu.recompute",
         "tinygrad_edu.gradcheck",
+        "tinygrad_edu.differences",
         "tinygrad_edu.graph",
         "tinygrad_edu.optim",
     ),

@@ -185,6 +185,12 @@ def test_clip_grad_norm():
     np.testing.assert_array_equal(params[0].grad, kept)
 
 
+@pytest.mark.parametrize("max_norm", [-1.0, NAN])
+def test_bad_clipping_norms(max_norm):
+    with pytest.raises(ValueError, match=f"max_norm must be .*got {max_norm}"):
+        clip_grad_norm_(parameters(), max_norm)
+
+
 def test_warmup_cosine():
     schedule = WarmupCosine(1.0, warmup_steps=10, total_steps=110, min_lr=0.1)
     rates = [schedule(step) for step in range(130)]
@@ -211,7 +217,6 @@ def test_warmup_cosine():
         lambda p, x: SGD(p, lr=x),
         lambda p, x: SGD(p, momentum=x),
         lambda p, x: SGD(p, weight_decay=x),
-        lambda p, x: clip_grad_norm_(p, x),
         lambda p, x: WarmupCosine(x, 1, 2),
         lambda p, x: WarmupCosine(1.0, x, 2),
         lambda p, x: WarmupCosine(1.0, 1, x),

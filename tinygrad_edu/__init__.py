@@ -1,9 +1,9 @@
 """A tensor autograd engine to read in an afternoon and to train with: see the README.
 
-    import tinygrad_edu as tg
-    x = tg.Tensor([1.0, 2.0], requires_grad=True)
-    (x * x).sum().backward()
-    x.grad                      # array([2., 4.], dtype=float32)
+import tinygrad_edu as tg
+x = tg.Tensor([1.0, 2.0], requires_grad=True)
+(x * x).sum().backward()
+x.grad                      # array([2., 4.], dtype=float32)
 """
 
 from . import functional, nn, optim

@@ -294,7 +294,9 @@ def scaled_dot_product_attention(
     ):
         raise ValueError(f"{name}: {shapes}: expected (..., T, D), (..., S, D) and (..., S, E)")
     if is_causal and t > s:
-        raise ValueError(f"{name}: {shapes}: causal attention needs at least as many keys as queries")
+        raise ValueError(
+            f"{name}: {shapes}: causal attention needs at least as many keys as queries"
+        )
     mask = None if attn_mask is None else as_mask(name, attn_mask, q, s)
     p = as_probability(dropout_p, f"{name}: dropout_p")
     draw = random_key(np.random.default_rng() if rng is None else rng) if p else 0

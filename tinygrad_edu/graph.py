@@ -84,13 +84,11 @@ def graph_svg(tensor: Tensor) -> str:
     edges = {op: [edge for edge in inputs_of(op) if edge[0] in drawn] for op in ops}
     columns = [*(layers(ops, edges) if ops else []), [tensor]]
     edges[tensor] = [(op, "") for op in ops[-1:]]
-
     labels = {node: label(node) for nodes in columns for node in nodes}
     labels[tensor] = ("result" if ops else "leaf", labels[tensor][1])
     notes = [f"{left_out:,} earlier ops are not shown"] if left_out else []
     if any(css == "consumed" for css, _ in labels.values()):
         notes.append("backward() has used up the graph before the ops drawn dashed")
-
     body, lines, place = [], [], {}
     top, x, tallest = MARGIN + 16 * len(notes), MARGIN, max(map(len, columns)) * ROW
     for nodes in columns:

@@ -10,8 +10,25 @@ back over broadcast axes, casts dtypes and checks what comes out.
 """
 
 from .elementwise import (
-    Abs, Add, Clip, Divide, Dropout, Exp, Gelu, Log, Maximum, Minimum, Multiply, Negate,
-    Power, Relu, Sigmoid, Sqrt, Subtract, Tanh, Where,
+    Abs,
+    Add,
+    Clip,
+    Divide,
+    Dropout,
+    Exp,
+    Gelu,
+    Log,
+    Maximum,
+    Minimum,
+    Multiply,
+    Negate,
+    Power,
+    Relu,
+    Sigmoid,
+    Sqrt,
+    Subtract,
+    Tanh,
+    Where,
 )
 from .fused import Attention, CrossEntropy, Embedding, LayerNorm, LinearCrossEntropy
 from .linear import Einsum, Linear, Matmul

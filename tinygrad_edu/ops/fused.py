@@ -49,7 +49,9 @@ def reduce_losses(losses, target, reduction):
     total = losses.sum()
     if reduction == "sum":
         return np.asarray(total), losses.dtype.type(1)
-    count = target.row_weights(losses.dtype).sum() if target.is_ids else losses.dtype.type(len(losses))
+    count = (
+        target.row_weights(losses.dtype).sum() if target.is_ids else losses.dtype.type(len(losses))
+    )
     return np.asarray(total / count, losses.dtype), count
 
 
