@@ -430,7 +430,7 @@ NOT_OPS = set(
 )
 CHECKS_IN_FUNCTIONAL = set(
     "as_tensor as_ids same_dtype need_shape check_linear normalize as_reduction as_target "
-    "as_probability four_axes as_mask repeat_heads".split()
+    "as_probability as_generator four_axes as_mask repeat_heads".split()
 )
 
 

@@ -5,6 +5,7 @@ then applies one fused op.
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +75,8 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     w = as_tensor(weight)
     if w.ndim != 2:
         raise ValueError(f"embedding: weight has shape {w.shape}, expected (V, C)")
+    if padding_idx is not None and not isinstance(padding_idx, numbers.Integral):
+        raise TypeError(f"embedding: padding_idx is a row number, got {padding_idx!r}")
     if padding_idx is not None and not -len(w) <= padding_idx < len(w):
         raise ValueError(f"embedding: padding_idx {padding_idx} is outside the {len(w)} rows")
     return apply(ops.Embedding, w, as_ids(input, "embedding", len(w)), padding_idx=padding_idx)
@@ -106,7 +109,10 @@ def normalize(
     name: str, input: Any, normalized_shape: Any, weight: Any, bias: Any, eps: float, center: bool
 ) -> Tensor:
     x = as_tensor(input)
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    single = isinstance(normalized_shape, numbers.Integral)
+    shape = (int(normalized_shape),) if single else tuple(normalized_shape)
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"{name}: eps must be at least 0, got {eps}")
     if not shape or x.shape[-len(shape) :] != shape:
         raise ValueError(f"{name}: input {x.shape} does not end in normalized_shape {shape}")
     w = None if weight is None else as_tensor(weight)
@@ -243,6 +249,14 @@ def as_probability(p: float, name: str) -> float:
     return float(p)
 
 
+def as_generator(rng: np.random.Generator | None, name: str) -> np.random.Generator:
+    if rng is None:
+        return np.random.default_rng()
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"{name}: rng is a numpy.random.Generator, got {type(rng).__name__}")
+    return rng
+
+
 def dropout(
     input: Any, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None
 ) -> Tensor:
@@ -254,7 +268,7 @@ def dropout(
     x = as_tensor(input)
     if as_probability(p, "dropout: p") == 0 or not training:
         return x
-    key = random_key(np.random.default_rng() if rng is None else rng)
+    key = random_key(as_generator(rng, "dropout"))
     return apply(ops.Dropout, x, p=float(p), key=key)
 
 
@@ -299,7 +313,9 @@ def scaled_dot_product_attention(
         )
     mask = None if attn_mask is None else as_mask(name, attn_mask, q, s)
     p = as_probability(dropout_p, f"{name}: dropout_p")
-    draw = random_key(np.random.default_rng() if rng is None else rng) if p else 0
+    draw = random_key(as_generator(rng, name)) if p else 0
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"{name}: scale must be a finite number, got {scale}")
     options = Options(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale),
                       bool(is_causal), mask, p, draw)  # fmt: skip
     out = apply(ops.Attention, four_axes(q), four_axes(k), four_axes(v), options=options)

@@ -202,10 +202,6 @@ def normal(std: float) -> Init:
     return init
 
 
-def as_generator(rng: np.random.Generator | None) -> np.random.Generator:
-    return np.random.default_rng() if rng is None else rng
-
-
 class Linear(Module):
     """x (..., in_features) -> (..., out_features); weight is (out_features, in_features).
 
@@ -221,7 +217,7 @@ class Linear(Module):
         rng: np.random.Generator | None = None,
         init: Init | None = None,
     ) -> None:
-        rng, default = as_generator(rng), uniform(1 / math.sqrt(max(1, in_features)))
+        rng, default = F.as_generator(rng, "Linear"), uniform(1 / math.sqrt(max(1, in_features)))
         self.weight = Parameter((init or default)(rng, (out_features, in_features)))
         zeros = np.zeros(out_features, np.float32)
         start = zeros if init else default(rng, (out_features,)) if bias else None
@@ -243,7 +239,9 @@ class Embedding(Module):
         init: Init | None = None,
     ) -> None:
         draw = init or normal(1.0)
-        self.weight = Parameter(draw(as_generator(rng), (num_embeddings, embedding_dim)))
+        self.weight = Parameter(
+            draw(F.as_generator(rng, "Embedding"), (num_embeddings, embedding_dim))
+        )
         self.padding_idx = padding_idx
 
     def forward(self, ids: Any) -> Tensor:
@@ -284,7 +282,7 @@ class Dropout(Module):
     """Dropout while training; see `functional.dropout`."""
 
     def __init__(self, p: float = 0.5, rng: np.random.Generator | None = None) -> None:
-        self.p, self.rng = F.as_probability(p, "Dropout: p"), as_generator(rng)
+        self.p, self.rng = F.as_probability(p, "Dropout: p"), F.as_generator(rng, "Dropout")
 
     def forward(self, x: Any) -> Tensor:
         return F.dropout(x, self.p, self.training, self.rng)

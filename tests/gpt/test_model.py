@@ -174,7 +174,7 @@ def test_config_refuses_what_makes_no_sense(numbers, words):
 
 def test_bad_tokens_are_named():
     model = GPT(SMALL)
-    with pytest.raises(ValueError, match="17 tokens .* context of 16"):
+    with pytest.raises(ValueError, match=r"17 tokens .* context of 16"):
         model(tokens((1, 17)))
     with pytest.raises(ValueError, match=r"\(B, T\)"):
         model(tokens((16,)))

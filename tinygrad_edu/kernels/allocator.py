@@ -1,9 +1,9 @@
 """Where arrays come from: `empty(shape, dtype)`, which hands out recycled memory.
 
 Every op's output and workspace is made here. A training step asks for the same sizes again and
-again; fresh memory from the operating system costs a page fault per 4096 bytes, so blocks whose last
-array has died go to a free list and are handed out again. Nobody has to say "free": a block comes
-back when Python drops the last array that looks into it, views included.
+again; fresh memory from the operating system costs a page fault per 4096 bytes, so blocks whose
+last array has died go to a free list and are handed out again. Nobody has to say "free": a block
+comes back when Python drops the last array that looks into it, views included.
 
     array --base--> lease (owns the right to one block) --__del__--> free list
 """
