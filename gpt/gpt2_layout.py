@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from .disk import write_atomically
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -111,8 +112,6 @@ def save_bytes(tensors: dict[str, np.ndarray]) -> bytes:
 
 
 def save_model(model: "GPT", folder: Path) -> None:
-    from .run_folder import write_atomically
-
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "model.safetensors", save_bytes(to_layout(model)))
     write_atomically(folder / "config.json", config_text(model.config).encode())

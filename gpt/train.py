@@ -25,10 +25,11 @@ from . import gpt2_layout
 from .checkpoint import checkpoint_of, restore
 from .config import TrainConfig
 from .data import Dataset, batch, open_data
+from .disk import write_atomically
 from .errors import UserError
 from .model import GPT
 from .picture import draw_losses
-from .run_folder import RunFolder, write_atomically
+from .run_folder import RunFolder
 from .sample import continue_text
 
 TRAINING, EVALUATION = 0, 1  # keep the random batches of the two apart
@@ -130,8 +131,8 @@ def main(argv: list[str]) -> int:
         if data.tokenizer is not None:
             data.tokenizer.save(kept)
     start = found.step if found else 0
-    folder.cut(start)
-    saved_at, val_loss = (start if found else None), None
+    folder.metrics.cut(start)
+    saved_at, val_loss, trouble = (start if found else None), None, None
 
     watch = tg.detect_nan() if config.detect_nan else contextlib.nullcontext()
     bar = tqdm(total=config.steps, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True,
@@ -151,21 +152,21 @@ def main(argv: list[str]) -> int:
                 row["resumed_from"] = start
             last = step == config.steps
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                folder.append(row)
+                folder.metrics.append(row)
                 raise UserError(
                     f"step {step}: the loss is {loss} and the gradient norm {norm}; the checkpoint "
                     f"of step {saved_at} is kept. --resume --detect-nan names the op at fault"
                 )
             if step % config.eval_every == 0 or last:
                 row["val_loss"] = val_loss = evaluate(model, data, config, step)
-            folder.append(row)
+            folder.metrics.append(row)
             held_out = "" if val_loss is None else f", held-out loss {val_loss:.3f}"
             bar.set_postfix_str(f"loss {loss:.3f}{held_out}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
             if "val_loss" in row or stop:
                 try:
                     folder.commit(step, *checkpoint_of(model, optimizer, data, config))
-                    draw_losses(folder.rows(), out / "loss.png")
+                    draw_losses(folder.metrics.rows(), out / "loss.png")
                     saved_at = step
                 except OSError as error:
                     problem = f"checkpoint of step {step} not written ({error})"
@@ -174,6 +175,9 @@ def main(argv: list[str]) -> int:
                             f"{problem}; that of step {saved_at} is kept: make room, then --resume"
                         ) from None
                     bar.write(f"{problem}; going on, that of step {saved_at} is kept", sys.stderr)
+            if folder.trouble != trouble:
+                trouble = folder.trouble
+                bar.write(trouble or "the disk takes everything again", sys.stderr)
             if stop:
                 bar.close()
                 print(f"stopped and saved at step {step}: --resume --out {out} goes on")

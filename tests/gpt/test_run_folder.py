@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gpt import run_folder
+from gpt import disk
+from gpt.disk import write_atomically
 from gpt.errors import UserError
-from gpt.run_folder import RunFolder, write_atomically
+from gpt.run_folder import RunFolder
 
 
-class FailingDisk(run_folder.Disk):
+class FailingDisk(disk.Calls):
     """Fails the n-th call (and, if `for_good`, all after it); `most` bytes a write."""
 
     CALLS = ("open", "read", "write", "fsync", "truncate", "replace", "link", "unlink")
@@ -27,7 +28,7 @@ class FailingDisk(run_folder.Disk):
             setattr(self, name, self.wrapped(name, at, error, for_good, most, on_call))
 
     def wrapped(self, name, at, error, for_good, most, on_call):
-        real = getattr(run_folder.Disk, name)
+        real = getattr(disk.Calls, name)
 
         def call(*arguments):
             self.log.append((name, *arguments))
@@ -59,7 +60,7 @@ def arrays(step):
 
 
 def commit(folder, step):
-    folder.append({"step": step, "loss": 1 / step})
+    folder.metrics.append({"step": step, "loss": 1 / step})
     folder.commit(step, *arrays(step))
 
 
@@ -89,7 +90,7 @@ def assert_tidy(path):
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
     """What is seen after a kill does not depend on fsync; its order has a test of its own."""
-    monkeypatch.setattr(run_folder.Disk, "fsync", staticmethod(lambda _: None))
+    monkeypatch.setattr(disk.Calls, "fsync", staticmethod(lambda _: None))
 
 
 @pytest.fixture
@@ -130,15 +131,15 @@ def test_whichever_call_fails_one_checkpoint_is_whole(tmp_path, monkeypatch, err
         commit(folder, 1)
         before = (folder.path / "train.json").read_bytes()
         failing = FailingDisk(n, error, for_good)
-        monkeypatch.setattr(run_folder, "disk", failing)
+        monkeypatch.setattr(disk, "calls", failing)
         raised = False
-        folder.append({"step": 2, "loss": 2.0})
+        folder.metrics.append({"step": 2, "loss": 2.0})
         try:
             folder.commit(step, *arrays(2))
         except OSError as failure:
             raised = True
             assert failure.errno == error
-        monkeypatch.setattr(run_folder, "disk", run_folder.Disk())
+        monkeypatch.setattr(disk, "calls", disk.Calls())
         found = RunFolder(folder.path).read()
         if (folder.path / "train.json").read_bytes() == before:
             assert raised, f"call {n} was swallowed"
@@ -152,7 +153,7 @@ def test_whichever_call_fails_one_checkpoint_is_whole(tmp_path, monkeypatch, err
         commit(folder, 3)  # the run goes on, and no row was lost
         assert_is(RunFolder(folder.path).read(), 3)
         assert_tidy(folder.path)
-        assert [row["step"] for row in RunFolder(folder.path).rows()] == [1, 2, 3]
+        assert [row["step"] for row in RunFolder(folder.path).metrics.rows()] == [1, 2, 3]
         if not failing.failed:
             break
     assert n > 25
@@ -160,7 +161,7 @@ def test_whichever_call_fails_one_checkpoint_is_whole(tmp_path, monkeypatch, err
 
 def test_a_failure_leaves_no_partial_files(saved, monkeypatch):
     for n in range(1, 100):
-        monkeypatch.setattr(run_folder, "disk", failing := FailingDisk(n, errno.ENOSPC))
+        monkeypatch.setattr(disk, "calls", failing := FailingDisk(n, errno.ENOSPC))
         try:
             saved.commit(n, *arrays(n))
         except OSError:
@@ -174,7 +175,7 @@ def test_everything_is_flushed_before_the_commit_and_nothing_removed_before_it_i
     saved, monkeypatch
 ):
     recording = FailingDisk()
-    monkeypatch.setattr(run_folder, "disk", recording)
+    monkeypatch.setattr(disk, "calls", recording)
     commit(saved, 2)
     calls = [(name, str(rest[-1]).rpartition("/")[2]) for name, *rest in recording.log]
     at = calls.index(("replace", "train.json"))
@@ -196,14 +197,14 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import test_run_folder as t
-from gpt import run_folder
-run_folder.Disk.fsync = staticmethod(lambda _: None)
+from gpt import disk, run_folder
+disk.Calls.fsync = staticmethod(lambda _: None)
 def scene(path, k):
     done = os.open(path + ".done", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     def on_call(n):
         if n == k:
             os.kill(os.getpid(), signal.SIGKILL)
-    run_folder.disk = t.FailingDisk(on_call=on_call, most=2000)
+    disk.calls = t.FailingDisk(on_call=on_call, most=2000)
     folder = run_folder.RunFolder(path)
     folder.open_new()
     for step in (1, 2, 2):
@@ -243,15 +244,15 @@ def test_a_kill_at_any_call_leaves_exactly_old_or_exactly_new(tmp_path):
             assert step in (max(done, default=0), max(done, default=0) + 1), k
             assert_is(checkpoint, step)
             assert_published(path)
-        folder.cut(step)
-        assert {row["step"] for row in folder.rows()} == set(range(1, step + 1))
+        folder.metrics.cut(step)
+        assert {row["step"] for row in folder.metrics.rows()} == set(range(1, step + 1))
         commit(folder, 9)
         assert_is(RunFolder(path).read(), 9)
         assert_tidy(path)
 
 
 def test_short_writes_lose_nothing(saved, monkeypatch):
-    monkeypatch.setattr(run_folder, "disk", FailingDisk(most=7))
+    monkeypatch.setattr(disk, "calls", FailingDisk(most=7))
     commit(saved, 2)
     assert_is(saved.read(), 2)
 
@@ -347,7 +348,7 @@ def test_reading_mends_model_safetensors(saved, monkeypatch, links):
         def no_links(*_):
             raise OSError(errno.EPERM, "no hard links here")
 
-        monkeypatch.setattr(run_folder.Disk, "link", staticmethod(no_links))
+        monkeypatch.setattr(disk.Calls, "link", staticmethod(no_links))
         commit(saved, 2)
         assert_published(saved.path)
     public = saved.path / "model.safetensors"
@@ -362,7 +363,7 @@ def test_reading_mends_model_safetensors(saved, monkeypatch, links):
 
 
 def test_reading_a_run_that_goes_on_meanwhile(saved, monkeypatch):
-    real, reader = run_folder.Disk.read, RunFolder(saved.path)
+    real, reader = disk.Calls.read, RunFolder(saved.path)
     moments = iter([2])
 
     def read(*arguments):
@@ -371,7 +372,7 @@ def test_reading_a_run_that_goes_on_meanwhile(saved, monkeypatch):
             commit(saved, step)
         return data
 
-    monkeypatch.setattr(run_folder.Disk, "read", staticmethod(read))
+    monkeypatch.setattr(disk.Calls, "read", staticmethod(read))
     assert_is(reader.read(), 2)
 
 
@@ -395,7 +396,7 @@ def test_overwriting_that_fails_midway_leaves_a_run_or_none(tmp_path, monkeypatc
         folder.open_new()
         commit(folder, 1)
         failing = FailingDisk(n, for_good=True)
-        monkeypatch.setattr(run_folder, "disk", failing)
+        monkeypatch.setattr(disk, "calls", failing)
         if failing.failed:
             with pytest.raises(UserError, match="cannot keep a run here"):
                 folder.open_new(overwrite=True)
@@ -404,7 +405,7 @@ def test_overwriting_that_fails_midway_leaves_a_run_or_none(tmp_path, monkeypatc
                 folder.open_new(overwrite=True)
             except UserError:
                 assert failing.failed
-        monkeypatch.setattr(run_folder, "disk", run_folder.Disk())
+        monkeypatch.setattr(disk, "calls", disk.Calls())
         found = folder.read()
         assert found is None or (found.step == 1 and n == 1)
         if not failing.failed:
@@ -417,79 +418,81 @@ def test_a_place_that_cannot_hold_a_run_is_the_users_mistake(tmp_path, monkeypat
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=r"file.*: (is a file|cannot keep a run here)"):
             RunFolder(path).open_new()
-    monkeypatch.setattr(run_folder, "disk", FailingDisk(1, errno.EROFS, for_good=True))
+    monkeypatch.setattr(disk, "calls", FailingDisk(1, errno.EROFS, for_good=True))
     with pytest.raises(UserError, match="Read-only file system; make it writable"):
         RunFolder(tmp_path / "run").open_new()
 
 
 def test_metrics_are_strict_json_and_a_torn_line_is_dropped(folder):
-    folder.append({"step": 1, "loss": np.float32(0.5)})
-    folder.append({"step": np.int64(2), "loss": float("nan"), "val_loss": np.float32(np.inf)})
+    folder.metrics.append({"step": 1, "loss": np.float32(0.5)})
+    folder.metrics.append(
+        {"step": np.int64(2), "loss": float("nan"), "val_loss": np.float32(np.inf)}
+    )
     path, two = folder.path / "metrics.jsonl", None
     for torn in (b"", b"{", b'{"step": 3, "loss": 0.2}', b'{"step": 3', b"\0\0\0\n"):
         whole = path.read_bytes() if two is None else two
         two = whole
         path.write_bytes(whole + torn)
         expected = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None, "val_loss": None}]
-        assert RunFolder(folder.path).rows() == expected
+        assert RunFolder(folder.path).metrics.rows() == expected
     path.write_bytes(two + b'{"step": 3')
     again = RunFolder(folder.path)
-    again.append({"step": 3, "loss": 3.0})
-    assert [row["step"] for row in again.rows()] == [1, 2, 3]
+    again.metrics.append({"step": 3, "loss": 3.0})
+    assert [row["step"] for row in again.metrics.rows()] == [1, 2, 3]
     assert path.read_bytes().count(b"\n") == 3
     path.write_bytes(b"oops\n" + two)
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is not a JSON object"):
-        again.rows()
+        again.metrics.rows()
 
 
 def test_rows_wait_for_a_disk_that_is_full(folder, monkeypatch):
-    folder.append({"step": 1})
+    folder.metrics.append({"step": 1})
     assert folder.trouble is None
     for n in range(1, 12):
-        monkeypatch.setattr(run_folder, "disk", FailingDisk(n, errno.ENOSPC, for_good=True))
-        folder.append({"step": len(folder._tail)})
-        if not run_folder.disk.failed:
+        monkeypatch.setattr(disk, "calls", FailingDisk(n, errno.ENOSPC, for_good=True))
+        folder.metrics.append({"step": len(folder.metrics._tail)})
+        if not disk.calls.failed:
             break
         assert "metrics.jsonl: rows wait in memory: No space left" in folder.trouble
         with pytest.raises(OSError):
-            folder.sync()
-        monkeypatch.setattr(run_folder, "disk", run_folder.Disk())
+            folder.metrics.sync()
+        monkeypatch.setattr(disk, "calls", disk.Calls())
         seen = (folder.path / "metrics.jsonl").read_bytes()
-        folder.append({"again": n})
+        folder.metrics.append({"again": n})
         assert folder.trouble is None
         after = (folder.path / "metrics.jsonl").read_bytes()
         assert after.startswith(seen[: seen.rfind(b"\n") + 1])
-    monkeypatch.setattr(run_folder, "disk", run_folder.Disk())
-    rows = RunFolder(folder.path).rows()
+    monkeypatch.setattr(disk, "calls", disk.Calls())
+    rows = RunFolder(folder.path).metrics.rows()
     assert [row["again"] for row in rows if "again" in row] == list(range(1, n))
     assert len(rows) == 2 * n
 
 
 def test_after_a_failed_fsync_the_rows_are_written_again(folder, monkeypatch):
-    folder.append({"step": 1})
+    folder.metrics.append({"step": 1})
 
     def failing(_):
         raise OSError(errno.EIO, "lost")
 
-    monkeypatch.setattr(run_folder.Disk, "fsync", staticmethod(failing))
+    monkeypatch.setattr(disk.Calls, "fsync", staticmethod(failing))
     with pytest.raises(OSError):
-        folder.sync()
-    monkeypatch.setattr(run_folder.Disk, "fsync", staticmethod(lambda _: None))
+        folder.metrics.sync()
+    monkeypatch.setattr(disk.Calls, "fsync", staticmethod(lambda _: None))
     (folder.path / "metrics.jsonl").write_bytes(b"\0" * 12)  # what the system kept of it
-    folder.sync()
-    assert RunFolder(folder.path).rows() == [{"step": 1}]
+    folder.metrics.sync()
+    assert RunFolder(folder.path).metrics.rows() == [{"step": 1}]
 
 
 def test_cut_drops_what_comes_after_the_checkpoint(folder):
     for step in range(1, 6):
-        folder.append({"step": step})
+        folder.metrics.append({"step": step})
     first = (folder.path / "metrics.jsonl").read_bytes().splitlines()[:3]
     again = RunFolder(folder.path)
-    again.cut(3)
+    again.metrics.cut(3)
     assert (folder.path / "metrics.jsonl").read_bytes().splitlines() == first
-    again.append({"step": 4, "resumed_from": 3})
-    assert [row["step"] for row in again.rows()] == [1, 2, 3, 4]
-    RunFolder(folder.path / "nowhere").cut(3)
+    again.metrics.append({"step": 4, "resumed_from": 3})
+    assert [row["step"] for row in again.metrics.rows()] == [1, 2, 3, 4]
+    RunFolder(folder.path / "nowhere").metrics.cut(3)
 
 
 def test_write_atomically_keeps_the_old_file_when_the_writer_fails(tmp_path):

@@ -19,6 +19,7 @@ from gpt import sample as sample_command
 from gpt import train as train_command
 from gpt.config import load_preset, parse, preset_names
 from gpt.errors import UserError
+from gpt.metrics import Metrics
 
 TINY = [
     "--n-layer=2", "--n-head=2", "--n-embd=16", "--block-size=8", "--batch-size=4", "--steps=12",
@@ -101,17 +102,16 @@ def test_resume_of_a_shorter_run_continues_bit_for_bit(text, tmp_path):
 def stop_after(step, text, run):
     """A run that is interrupted during `step`."""
 
-    class Stop(train_command.RunFolder):
-        def append(self, row):
-            super().append(row)
-            if row["step"] == step:
-                os.kill(os.getpid(), signal.SIGINT)
+    append = Metrics.append
 
-    original, train_command.RunFolder = train_command.RunFolder, Stop
-    try:
+    def append_and_interrupt(self, row):
+        append(self, row)
+        if row["step"] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Metrics, "append", append_and_interrupt)
         assert train("--data", text, "--out", run) == 130
-    finally:
-        train_command.RunFolder = original
 
 
 def test_ctrl_c_saves_where_it_stopped_and_resume_goes_on(text, tmp_path):
