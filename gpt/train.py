@@ -185,7 +185,7 @@ def main(argv: list[str]) -> int:
 
     if data.tokenizer is not None:
         prompt = "def " if config.data is None else "\n"
-        print(f"\n{continue_text(model, data.tokenizer, prompt, 250, 0.7, seed=config.seed)}\n")
+        print(f"\n{continue_text(model, data.tokenizer, prompt, 250, 0.8, seed=config.seed)}\n")
     final = "" if val_loss is None else f"held-out loss {val_loss:.4f}; "
     print(f"{final}run folder: {out} (loss.png, metrics.jsonl, model.safetensors)")
     return 0
