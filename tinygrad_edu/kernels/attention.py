@@ -23,6 +23,7 @@ import numpy as np
 
 from .allocator import empty, zeros
 from .elementwise import dropout_scale
+from .matmul import matmul
 
 SCORE_BLOCK_ELEMENTS = 2 * 1024 * 1024  # of one block of scores: 8 MB in float32
 
@@ -53,7 +54,7 @@ def block_scores(
     """Masked and scaled scores (B, H, rows, keys) of one block."""
     block = q[:, :, rows]
     scores = empty((*block.shape[:3], keys), q.dtype)
-    np.matmul(block, k[:, :, :keys].swapaxes(2, 3), out=scores)
+    matmul(block, k[:, :, :keys].swapaxes(2, 3), out=scores)
     scores *= options.scale
     if options.is_causal:
         # Only the last `rows` keys of the block can lie in the future of one of its queries.
@@ -99,7 +100,7 @@ def attention(
         p /= total
         if options.dropout_p:
             p *= block_dropout(p.shape, rows, options, p.dtype)
-        np.matmul(p, v[:, :, :keys], out=out[:, :, rows])
+        matmul(p, v[:, :, :keys], out=out[:, :, rows])
     return out, lse
 
 
@@ -125,21 +126,21 @@ def attention_backward(
         p -= lse[:, :, rows, None]
         np.exp(p, out=p)
         dp = empty(p.shape, p.dtype)
-        np.matmul(do, v[:, :, :keys].swapaxes(2, 3), out=dp)
+        matmul(do, v[:, :, :keys].swapaxes(2, 3), out=dp)
         # sum(do * out) equals sum(p * dp) over the keys, and is cheaper.
         delta = np.einsum("bhtd,bhtd->bht", do, out[:, :, rows])[..., None]
         if options.dropout_p:
             kept = block_dropout(p.shape, rows, options, p.dtype)
             dp *= kept
             kept *= p
-            dv[:, :, :keys] += np.matmul(kept.swapaxes(2, 3), do)
+            dv[:, :, :keys] += matmul(kept.swapaxes(2, 3), do)
         else:
-            dv[:, :, :keys] += np.matmul(p.swapaxes(2, 3), do)
+            dv[:, :, :keys] += matmul(p.swapaxes(2, 3), do)
         dp -= delta
         dp *= p
         dp *= options.scale
-        np.matmul(dp, k[:, :, :keys], out=dq[:, :, rows])
-        dk[:, :, :keys] += np.matmul(dp.swapaxes(2, 3), q[:, :, rows])
+        matmul(dp, k[:, :, :keys], out=dq[:, :, rows])
+        dk[:, :, :keys] += matmul(dp.swapaxes(2, 3), q[:, :, rows])
     return dq, dk, dv
 
 

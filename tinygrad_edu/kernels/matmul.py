@@ -1,8 +1,8 @@
 """Matrix products, and the switch that says who computes them.
 
-Every product in the engine goes through `matmul` here, so one call to `set_matmul_backend`
-changes them all. A backend is a function `(a, b, out) -> None` on operands that are at least 2-D,
-with leading axes already broadcastable and `out` allocated.
+Every matrix product of the engine goes through `matmul` here (einsum alone plans its own), so one
+call to `set_matmul_backend` changes them all. A backend is a function `(a, b, out) -> None` on
+operands that are at least 2-D, with leading axes already broadcastable and `out` allocated.
 """
 
 import math
@@ -18,7 +18,18 @@ def numpy_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     np.matmul(a, b, out=out)
 
 
-BACKENDS = {"numpy": numpy_backend}
+def numba_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """The kernels of `gemm`, compiled at the first product and cached on disk; float32, float64."""
+    from . import gemm
+
+    if out.dtype in (np.float32, np.float64):
+        gemm.matmul(a, b, out=out)
+    else:
+        np.matmul(a, b, out=out)
+
+
+BACKENDS = {"numpy": numpy_backend, "numba": numba_backend}
+_threads: int | None = None  # as set by `set_num_threads`; Numba hears of it when it is used
 _backend = numpy_backend
 
 
@@ -29,20 +40,35 @@ def set_matmul_backend(name: str) -> None:
         known = ", ".join(repr(key) for key in BACKENDS)
         raise ValueError(f"unknown matmul backend {name!r}: choose one of {known}")
     _backend = BACKENDS[name]
+    tell_numba()
 
 
 def set_num_threads(n: int) -> None:
     """Sets how many threads a matrix product may use (1 or more)."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"set_num_threads needs a whole number of at least 1, got {n!r}")
+    global _threads
+    _threads = n
     threadpoolctl.threadpool_limits(limits=n, user_api="blas")
+    tell_numba()
 
 
-def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b for (..., m, k) and (..., k, n), leading axes broadcast -> (..., m, n).
+def tell_numba() -> None:
+    """Numba takes a fifth of a second to import, so it is told only where it computes."""
+    if _backend is numba_backend and _threads is not None:
+        import numba
+
+        numba.set_num_threads(min(_threads, numba.config.NUMBA_NUM_THREADS))
+
+
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """a @ b for (..., m, k) and (..., k, n), leading axes broadcast -> (..., m, n), into `out`.
 
     A product of many matrices with one matrix is one tall product: (..., m, k) @ (k, n).
     """
+    if out is not None:
+        _backend(a, b, out)
+        return out
     dtype = np.result_type(a, b)
     out_shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     out = empty(out_shape, dtype)

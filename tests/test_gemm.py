@@ -1,0 +1,341 @@
+"""matmul against NumPy in float64, over shapes, strides, types, thread counts and vector widths.
+
+The tolerance is the textbook bound: a sum of k products, in any order, is off by at most about k
+roundings of the sum of absolute values, so |error| <= (k + 4) * eps * (|a| @ |b| + |bias| + |c|).
+It holds for every entry, and a wrong or missing term breaks it. The reference may be off by as
+much in float64, hence the factor two.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinygrad_edu.kernels.gemm import matmul
+
+numba = pytest.importorskip("numba")
+EXAMPLES = int(os.environ.get("GEMM_EXAMPLES", "150"))
+edges = [
+    0,
+    1,
+    2,
+    5,
+    6,
+    7,
+    8,
+    9,
+    11,
+    12,
+    13,
+    15,
+    16,
+    17,
+    31,
+    32,
+    33,
+    47,
+    48,
+    49,
+    63,
+    64,
+    65,
+    97,
+    127,
+    129,
+]
+sizes = st.sampled_from(edges)
+layouts = st.sampled_from(["C", "F", "sliced", "reversed", "readonly"])
+dtypes = st.sampled_from([np.float32, np.float64])
+
+
+def array(rng, shape, dtype, layout):
+    """Random values in an array of this shape whose strides follow the layout."""
+    *lead, m, n = shape
+    if layout == "F":
+        return np.ascontiguousarray(rng.standard_normal((*lead, n, m)).astype(dtype)).swapaxes(
+            -1, -2
+        )
+    if layout == "sliced":
+        return rng.standard_normal((*lead, 2 * m + 1, 3 * n + 1)).astype(dtype)[..., 1::2, 1::3]
+    x = rng.standard_normal(shape).astype(dtype)
+    if layout == "reversed":
+        return x[..., ::-1, ::-1]
+    x.setflags(write=layout != "readonly")
+    return x
+
+
+def check(result, a, b, bias=None, start=None):
+    k, eps = a.shape[-1], np.finfo(result.dtype).eps
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    expected, scale = np.matmul(a, b), np.matmul(abs(a), abs(b))
+    for term in (bias, start):
+        if term is not None:
+            expected, scale = expected + term, scale + abs(term)
+    assert result.shape == expected.shape
+    assert np.all(abs(result - expected) <= 2 * (k + 4) * eps * scale)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(sizes, sizes, sizes, layouts, layouts, dtypes, st.integers(0, 2**32))
+def test_agrees_with_numpy(m, n, k, layout_a, layout_b, dtype, seed):
+    rng = np.random.default_rng(seed)
+    a, b = array(rng, (m, k), dtype, layout_a), array(rng, (k, n), dtype, layout_b)
+    check(matmul(a, b), a, b)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    sizes,
+    sizes,
+    sizes,
+    layouts,
+    st.sampled_from(["C", "F", "sliced", "reversed"]),
+    dtypes,
+    st.booleans(),
+    st.sampled_from([None, "row", "one", "full"]),
+    st.integers(0, 2**32),
+)
+def test_bias_and_accumulate(m, n, k, layout, layout_out, dtype, accumulate, bias, seed):
+    rng = np.random.default_rng(seed)
+    a, b = array(rng, (m, k), dtype, layout), array(rng, (k, n), dtype, "C")
+    out = array(rng, (m, n), dtype, layout_out)
+    shape = {None: None, "row": (n,), "one": (1,), "full": (m, n)}[bias]
+    bias = None if shape is None else rng.standard_normal(shape).astype(dtype)
+    before = out.copy() if accumulate else None
+    assert matmul(a, b, out, bias=bias, accumulate=accumulate) is out
+    check(out, a, b, bias, before)
+
+
+@settings(max_examples=EXAMPLES // 3, deadline=None)
+@given(
+    st.sampled_from(
+        [
+            (130, 97, 800),
+            (200, 300, 390),
+            (97, 1000, 97),
+            (8, 1031, 600),
+            (1, 3001, 401),
+            (1031, 3, 300),
+            (500, 40, 1153),
+        ]
+    ),
+    layouts,
+    layouts,
+    dtypes,
+    st.integers(0, 2**32),
+)
+def test_large_enough_for_panels_and_threads(shape, layout_a, layout_b, dtype, seed):
+    rng, (m, n, k) = np.random.default_rng(seed), shape
+    a, b = array(rng, (m, k), dtype, layout_a), array(rng, (k, n), dtype, layout_b)
+    bias = rng.standard_normal(n).astype(dtype)
+    check(matmul(a, b, bias=bias), a, b, bias)
+
+
+@pytest.mark.parametrize("cut", ["B_BYTES", "A_BYTES"])
+def test_many_blocks(cut, monkeypatch):
+    """Tiny cache budgets: several blocks of columns, buffers for B used again and again."""
+    from importlib import import_module
+
+    gemm = import_module(matmul.__module__)
+    monkeypatch.setattr(gemm, cut, 1)
+    gemm._plan.cache_clear()
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((333, 1200), (1200, 515)))
+    start = rng.standard_normal((333, 515)).astype(np.float32)
+    out = start.copy()
+    check(matmul(a, b, out, accumulate=True), a, b, start=start)
+    gemm._plan.cache_clear()
+
+
+@settings(max_examples=EXAMPLES // 2, deadline=None)
+@given(
+    st.sampled_from(
+        [
+            ((3,), (3,)),
+            ((3,), ()),
+            ((), (3,)),
+            ((2, 3), (2, 3)),
+            ((2, 1), (1, 3)),
+            ((4, 2, 3), (2, 3)),
+            ((2, 1, 3), (5, 1)),
+            ((0,), ()),
+            ((9,), (9,)),
+        ]
+    ),
+    sizes,
+    sizes,
+    sizes,
+    layouts,
+    layouts,
+    dtypes,
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_batches_broadcast(lead, m, n, k, layout_a, layout_b, dtype, with_bias, seed):
+    rng = np.random.default_rng(seed)
+    a, b = (
+        array(rng, (*lead[0], m, k), dtype, layout_a),
+        array(rng, (*lead[1], k, n), dtype, layout_b),
+    )
+    bias = rng.standard_normal(n).astype(dtype) if with_bias else None
+    check(matmul(a, b, bias=bias), a, b, bias)
+
+
+@pytest.mark.parametrize(
+    "shape", [(9, 130, 120, 200), (12, 64, 64, 32), (48, 64, 64, 32), (3, 150, 150, 150)]
+)
+def test_batches_of_heads(shape):
+    """Attention's products: heads are strided views, (B, T, heads, size) -> (B, heads, T, size)."""
+    heads, rows, columns, k = shape
+    rng = np.random.default_rng(1)
+    q = rng.standard_normal((2, rows, heads, k)).astype(np.float32).transpose(0, 2, 1, 3)
+    key = rng.standard_normal((2, columns, heads, k)).astype(np.float32).transpose(0, 2, 1, 3)
+    check(matmul(q, key, transpose_b=True), q, key.swapaxes(-1, -2))
+
+
+def test_vectors_and_transposes():
+    rng = np.random.default_rng(2)
+    a, b, v = (rng.standard_normal(shape) for shape in ((7, 5), (7, 9), (7,)))
+    np.testing.assert_allclose(matmul(a, b, transpose_a=True), a.T @ b)
+    np.testing.assert_allclose(matmul(v, b), v @ b)
+    np.testing.assert_allclose(matmul(a.T, v), a.T @ v)
+    np.testing.assert_allclose(matmul(v, v), v @ v)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 6), (1, 300, 40), (40, 40, 40), (150, 140, 160)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_inf_come_through(shape, bad):
+    m, n, k = shape
+    for dtype in (np.float32, np.float64):
+        for transposed in (False, True):
+            a, b = np.ones((m, k), dtype), np.ones((n, k) if transposed else (k, n), dtype)
+            a[m // 2, k - 1] = bad
+            b = b.T if transposed else b
+            np.testing.assert_array_equal(matmul(a, b), a @ b)
+            b[k // 2, n - 1] = bad
+            with np.errstate(invalid="ignore"):
+                np.testing.assert_array_equal(matmul(a, b), a @ b)
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread only")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_same_bits_with_any_number_of_threads(dtype):
+    rng = np.random.default_rng(3)
+    shapes = [
+        ((500, 900), (900, 700)),
+        ((1, 700), (700, 900)),
+        ((5, 700), (700, 901)),
+        ((900, 700), (700, 3)),
+        ((12, 64, 64), (12, 64, 32)),
+        ((9, 200, 190), (9, 190, 180)),
+        ((90, 4000), (4000, 65)),
+    ]
+    for one, other in shapes:
+        for layout in ("C", "F"):
+            a, b = array(rng, one, dtype, layout), array(rng, other, dtype, layout)
+            results = []
+            for threads in (1, 2, 2):
+                numba.set_num_threads(threads)
+                results.append(matmul(a, b).tobytes())
+            assert results[0] == results[1] == results[2], (one, other, layout)
+
+
+def test_out_may_overlap_an_operand():
+    x = np.random.default_rng(4).standard_normal((70, 70))
+    expected = x @ x
+    np.testing.assert_allclose(matmul(x, x, out=x), expected)
+
+
+@pytest.mark.parametrize(
+    "call, error",
+    [
+        (lambda x: matmul(x, x.astype(np.float64)), "float32 and float64"),
+        (lambda x: matmul(x.astype(int), x.astype(int)), "int64"),
+        (lambda x: matmul(x, x[:2]), "inner sizes differ"),
+        (lambda x: matmul(x, x, out=np.empty((2, 3), np.float32)), "out has shape"),
+        (lambda x: matmul(x, x, accumulate=True), "not given"),
+    ],
+)
+def test_mistakes_are_named(call, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        call(np.ones((3, 3), np.float32))
+
+
+def test_steady_state_allocates_no_workspace():
+    import tracemalloc
+
+    a, b = np.ones((300, 400), np.float32), np.ones((400, 500), np.float32)
+    out = matmul(a, b)
+    tracemalloc.start()
+    for _ in range(5):
+        matmul(a, b, out=out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000
+
+
+def run(code, **environment):
+    here = Path(__file__).resolve().parent
+    env = {**os.environ, "PYTHONPATH": str(here.parent), **environment}
+    return subprocess.run(
+        [sys.executable, *code], env=env, capture_output=True, text=True, check=False
+    )
+
+
+def test_import_compiles_nothing():
+    done = run(["-c", "import sys, tinygrad_edu.kernels.gemm; assert 'numba' not in sys.modules"])
+    assert done.returncode == 0, done.stderr
+
+
+def test_unwritable_cache(tmp_path):
+    """Every candidate folder is unusable (a file stands in its place): kernels work, uncached."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    code = (
+        "from tinygrad_edu.kernels.gemm import jit, matmul\nfrom pathlib import Path\n"
+        "import numpy as np\n"
+        "x = np.ones((3, 3), np.float32)\n"
+        f"jit.os.path.expanduser = lambda path: {str(blocked)!r}\n"
+        f"jit.Path = lambda path: Path({str(blocked)!r})\n"
+        "assert jit.cache_folder() is None; assert (matmul(x, x) == 3).all()"
+    )
+    done = run(["-c", code], XDG_CACHE_HOME=str(blocked))
+    assert done.returncode == 0, done.stderr
+
+
+def test_cache_is_reused(tmp_path):
+    code = "from tinygrad_edu.kernels.gemm import matmul; import numpy as np\n"
+    code += "x = np.ones((200, 200), np.float32); assert (matmul(x, x) == 200).all()"
+    seen = []
+    for _ in range(2):
+        assert run(["-c", code], NUMBA_CACHE_DIR=str(tmp_path)).returncode == 0
+        seen.append({f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()})
+    assert seen[0] and seen[0] == seen[1]  # the second process compiled, and wrote, nothing
+
+
+AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt"
+
+
+@pytest.mark.skipif("NUMBA_CPU_NAME" in os.environ, reason="already restricted")
+@pytest.mark.parametrize(
+    "name, features, tile", [("haswell", AVX2, (32, 6, 2)), ("generic", "", (16, 4, 2))]
+)
+def test_narrower_vectors(name, features, tile, tmp_path):
+    """The same tests with the CPU's features restricted: another tile, another vector width."""
+    import platform
+
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("x86 features")
+    env = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "GEMM_EXAMPLES": "60"}
+    code = "from tinygrad_edu.kernels.gemm.microkernel import CPU; print(tuple(CPU)[:3])"
+    done = run(["-c", code], **env)
+    assert done.stdout.strip() == str(tile), done.stderr
+    chosen = "agrees or bias or large or many or batches or nan or bits"
+    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, __file__]
+    done = run(arguments, **env, NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

@@ -1,0 +1,54 @@
+"""The switch between backends: both train the same GPT, and threads change no bit."""
+
+import numpy as np
+import pytest
+
+import tinygrad_edu as tg
+from gpt import GPT, GPTConfig
+
+
+@pytest.fixture(autouse=True)
+def back_to_numpy():
+    yield
+    tg.set_matmul_backend("numpy")
+    tg.set_num_threads(2)
+
+
+def losses(steps=3):
+    model = GPT(GPTConfig(65, 32, 2, 2, 32, dropout=0.1), np.random.default_rng(0))
+    optimizer = tg.optim.AdamW(model.parameters(), 1e-2)
+    rng, out = np.random.default_rng(1), []
+    for _ in range(steps):
+        x, y = rng.integers(65, size=(2, 4, 32))
+        optimizer.zero_grad()
+        _, loss = model(x, y)
+        loss.backward()
+        optimizer.step()
+        out.append(loss.item())
+    return out
+
+
+def test_numba_trains_like_numpy():
+    expected = losses()
+    tg.set_matmul_backend("numba")
+    np.testing.assert_allclose(losses(), expected, rtol=1e-4)
+
+
+def test_numba_gives_the_same_bits_with_one_and_two_threads():
+    tg.set_matmul_backend("numba")
+    runs = []
+    for threads in (1, 2):
+        tg.set_num_threads(threads)
+        runs.append(losses())
+    assert runs[0] == runs[1]
+
+
+def test_numba_leaves_other_dtypes_to_numpy():
+    tg.set_matmul_backend("numba")
+    a = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal((tg.Tensor(a) @ tg.Tensor(a.T)).data, a @ a.T)
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="'blis': choose one of 'numpy', 'numba'"):
+        tg.set_matmul_backend("blis")

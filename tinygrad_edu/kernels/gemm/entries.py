@@ -1,0 +1,220 @@
+"""The two compiled functions that matmul calls: one on the calling thread, one on all threads.
+
+Array layouts (C, F, strided) and read-only arrays are different types to Numba. Declared as "any
+strides, read-only", one signature per element type accepts them all.
+"""
+
+from numba import njit, prange, types
+
+from .blocked import blocked, epilogue, fetch_add
+from .gemm import BLOCKED, DIRECT, THIN
+from .jit import Kernel
+from .microkernel import itemsize, pointer, step
+from .unpacked import direct, dots, thin
+
+
+@njit(error_model="numpy")
+def unpacked(
+    a,
+    a_row,
+    a_col,
+    b,
+    b_row,
+    b_col,
+    c,
+    c_row,
+    c_col,
+    bias,
+    bias_row,
+    bias_col,
+    has_bias,
+    add,
+    m,
+    n,
+    k,
+    way,
+    space,
+):
+    """One product, or a piece of one, without packing A. For DIRECT, C is contiguous along n."""
+    size = itemsize(a)
+    if way == DIRECT:
+        direct(a, a_row, a_col, b, b_row, b_col, c, c_row, m, n, k, add, space)
+    elif b_col == size:
+        thin(a, a_row, a_col, b, b_row, c, c_row, m, n, k, add, space)
+    else:
+        dots(a, a_row, a_col, b, b_col, c, c_row, c_col, m, n, k, add, space)
+    if has_bias:
+        if c_col == size:
+            epilogue(c, c_row, bias, bias_row, bias_col, m, n)
+        else:
+            for j in range(n):  # column by column, each an (m, 1) matrix
+                epilogue(
+                    step(c, j * c_col), c_row, step(bias, j * bias_col), bias_row, bias_col, m, 1
+                )
+
+
+def matmul_here(a, b, c, bias, has_bias, add, way, space):
+    """C (m, n) (+)= A (m, k) @ B (k, n) (+ bias) on the calling thread; way is DIRECT or THIN."""
+    (m, k), n = a.shape, b.shape[1]
+    bias_row = bias.strides[0] if bias.shape[0] > 1 else 0
+    bias_col = bias.strides[1] if bias.shape[1] > 1 else 0
+    c_col = c.strides[1] if n > 1 else c.itemsize
+    unpacked(
+        pointer(a),
+        a.strides[0],
+        a.strides[1],
+        pointer(b),
+        b.strides[0],
+        b.strides[1],
+        pointer(c),
+        c.strides[0],
+        c_col,
+        pointer(bias),
+        bias_row,
+        bias_col,
+        has_bias,
+        add,
+        m,
+        n,
+        k,
+        way,
+        pointer(space),
+    )
+
+
+@njit(error_model="numpy")
+def _share(
+    slot, a, b, c, bias, has_bias, add, way, plan, state, state_step, a_space, b_space, b_step
+):
+    """One thread's share of a batch (b0, b1, m, n): take pieces from a queue until it is empty."""
+    m, n, k, kc, mc = plan[0], plan[1], plan[2], plan[4], plan[3]
+    size, b1, batch = a.itemsize, c.shape[1], c.shape[0] * c.shape[1]
+    bias_row = bias.strides[2] if bias.shape[2] > 1 else 0
+    bias_col = bias.strides[3] if bias.shape[3] > 1 else 0
+    c_col = c.strides[3] if n > 1 else size
+    own = step(pointer(a_space), slot * mc * kc * size)
+    if way == BLOCKED and batch == 1:  # all threads on one product
+        blocked(
+            pointer(a),
+            a.strides[2],
+            a.strides[3],
+            pointer(b),
+            b.strides[2],
+            b.strides[3],
+            pointer(c),
+            c.strides[2],
+            pointer(bias),
+            bias_row,
+            bias_col,
+            has_bias,
+            add,
+            plan,
+            state,
+            0,
+            own,
+            pointer(b_space),
+        )
+        return
+    # Otherwise a task is one product of the batch or, if thin, nt columns of one
+    room, width = step(pointer(b_space), slot * b_step * size), plan[6] if way == THIN else n
+    pieces, at = (n + width - 1) // width, (slot + 1) * state_step
+    while True:
+        task = fetch_add(state, 0, 1)
+        if task >= batch * pieces:
+            return
+        i, j0 = task // pieces, task % pieces * width
+        i0, i1 = i // b1, i % b1
+        pa = step(pointer(a), i0 * a.strides[0] + i1 * a.strides[1])
+        pb = step(pointer(b), i0 * b.strides[0] + i1 * b.strides[1] + j0 * b.strides[3])
+        pc = step(pointer(c), i0 * c.strides[0] + i1 * c.strides[1] + j0 * c_col)
+        pbias = step(pointer(bias), i0 * bias.strides[0] + i1 * bias.strides[1] + j0 * bias_col)
+        if way == BLOCKED:
+            state[at : at + state_step] = 0
+            blocked(
+                pa,
+                a.strides[2],
+                a.strides[3],
+                pb,
+                b.strides[2],
+                b.strides[3],
+                pc,
+                c.strides[2],
+                pbias,
+                bias_row,
+                bias_col,
+                has_bias,
+                add,
+                plan,
+                state,
+                at,
+                own,
+                room,
+            )
+        else:
+            unpacked(
+                pa,
+                a.strides[2],
+                a.strides[3],
+                pb,
+                b.strides[2],
+                b.strides[3],
+                pc,
+                c.strides[2],
+                c_col,
+                pbias,
+                bias_row,
+                bias_col,
+                has_bias,
+                add,
+                m,
+                min(width, n - j0),
+                k,
+                way,
+                room,
+            )
+
+
+def matmul_threads(
+    threads, a, b, c, bias, has_bias, add, way, plan, state, state_step, a_space, b_space, b_step
+):
+    """C (b0, b1, m, n) (+)= A (b0, b1, m, k) @ B (b0, b1, k, n) (+ bias) on `threads` threads."""
+    for slot in prange(threads):
+        _share(
+            slot,
+            a,
+            b,
+            c,
+            bias,
+            has_bias,
+            add,
+            way,
+            plan,
+            state,
+            state_step,
+            a_space,
+            b_space,
+            b_step,
+        )
+
+
+def _operands(dtype, ndim):
+    scalar = {"f": types.float32, "d": types.float64}[dtype]
+    given, result = (
+        types.Array(scalar, ndim, "A", readonly=readonly) for readonly in (True, False)
+    )
+    return (given, given, result, given, types.boolean, types.boolean, types.intp), scalar[::1]
+
+
+def _here(dtype):
+    operands, space = _operands(dtype, 2)
+    return types.void(*operands, space)
+
+
+def _threads(dtype):
+    operands, space = _operands(dtype, 4)
+    counts = types.int64[::1]
+    return types.void(types.intp, *operands, counts, counts, types.intp, space, space, types.intp)
+
+
+here = Kernel(matmul_here, _here, error_model="numpy", nogil=True)
+on_threads = Kernel(matmul_threads, _threads, error_model="numpy", nogil=True, parallel=True)

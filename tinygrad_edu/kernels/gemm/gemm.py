@@ -1,0 +1,300 @@
+"""Matrix multiplication: which way to compute a product, and the workspace it needs.
+
+    small                          direct: on the calling thread, hardly anything packed
+    few rows (or few columns)      thin: B is streamed once
+    everything else                blocked: packed panels, all threads on one product
+    a batch                        each product as above, the products shared out among the threads
+
+The choice and all cuts depend on shapes and strides alone, never on the number of threads, so
+neither do the bits of the result. Transposing is exchanging strides. C must be contiguous along
+its rows; if it is along its columns, the transposed problem C.T = B.T @ A.T is solved instead.
+
+Importing this compiles nothing and does not import Numba; the first product does.
+"""
+
+import functools
+import math
+import threading
+
+import numpy as np
+
+SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
+DIRECT_DEPTH = 2048  # ... and longest sum, which bounds the room for a sliver
+THIN_ALONE = 1 << 18  # elements of B up to which a thin product stays on one thread
+BATCH = 8  # products from which each is left to one thread
+FEW = 8  # rows up to which a product is limited by reading B
+KC = 384  # depth of a panel: long enough to repay loading and storing a tile of C
+A_BYTES = 192 * KC * 4  # packed A, in L2
+B_BYTES = 6 << 20  # packed B, in L3
+TASKS = 16  # tiles of C to aim for, so that threads of unequal speed finish together
+BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
+
+_local = threading.local()  # workspace, one per calling thread
+_engine = None
+
+
+def matmul(a, b, out=None, *, transpose_a=False, transpose_b=False, bias=None, accumulate=False):
+    """out (+)= a @ b (+ bias): (..., m, k) @ (..., k, n) -> (..., m, n).
+
+    a, b          float32 or float64, both the same; any strides; leading axes broadcast as in
+                  NumPy, and a single axis is a row (a) or a column (b)
+    transpose_a   a is given as (..., k, m); no copy is made. transpose_b likewise: (..., n, k)
+    bias          added to the product; broadcasts to it, most often (n,)
+    accumulate    add to out instead of overwriting it
+    Raises TypeError for other dtypes, ValueError for shapes that do not fit. The order of a sum
+    depends on shapes and strides only, so the bits do; NaN and infinity propagate.
+    """
+    dtype = a.dtype
+    if (dtype is not b.dtype and dtype != b.dtype) or dtype.char not in "fd" or not dtype.isnative:
+        raise TypeError(
+            f"matmul needs two float32 or two float64 arrays, got {a.dtype} and {b.dtype}; "
+            "convert one with astype"
+        )
+    if transpose_a:
+        a = a.swapaxes(-1, -2)
+    if transpose_b:
+        b = b.swapaxes(-1, -2)
+    if a.ndim < 2 or b.ndim < 2:
+        return _vectors(a, b, out, bias, accumulate)
+    m, k = a.shape[-2:]
+    n = b.shape[-1]
+    if b.shape[-2] != k:
+        raise ValueError(
+            f"matmul: inner sizes differ: {a.shape} @ {b.shape}; "
+            f"{k} columns against {b.shape[-2]} rows"
+        )
+    flat = a.ndim == 2 and b.ndim == 2
+    shape = (m, n) if flat else (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), m, n)
+    if out is None:
+        if accumulate:
+            raise ValueError("matmul: accumulate=True adds to `out`, which was not given")
+        out = np.empty(shape, dtype)
+    else:
+        _check_out(out, shape, a, b, bias)
+        if out.size and any(x is not None and np.may_share_memory(out, x) for x in (a, b, bias)):
+            result = matmul(a, b, bias=bias)  # out is read while it is written: go through a copy
+            np.add(out, result, out=out) if accumulate else np.copyto(out, result)
+            return out
+    if bias is not None:
+        bias = _check_bias(bias, shape, a.dtype)
+    if k == 0 or 0 in shape:
+        if not accumulate:
+            out[...] = 0
+        if bias is not None:
+            np.add(out, bias, out=out)
+    elif flat:
+        _product(a, b, out, bias, accumulate)
+    else:
+        _batch(a, b, out, bias, accumulate)
+    return out
+
+
+def _vectors(a, b, out, bias, accumulate):
+    if a.ndim == 0 or b.ndim == 0:
+        raise ValueError("matmul: a scalar operand; multiply with * instead")
+    row, column = a.ndim == 1, b.ndim == 1
+    a, b = (a[None, :] if row else a), (b[:, None] if column else b)
+    shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    shape += (() if row else a.shape[-2:-1]) + (() if column else b.shape[-1:])
+    if out is None and not accumulate:
+        out = np.empty(shape, a.dtype)
+    if out is not None and out.shape != shape:
+        raise ValueError(f"matmul: out has shape {out.shape}, the product {shape}")
+
+    def expand(x):  # put back the axes that vectors do not have
+        x = np.broadcast_to(x, shape) if x is not out else x
+        x = x[..., None] if column else x
+        return np.expand_dims(x, -2) if row else x
+
+    view = None if out is None else expand(out)
+    matmul(a, b, view, bias=None if bias is None else expand(bias), accumulate=accumulate)
+    return out[()] if shape == () else out
+
+
+def _check_out(out, shape, a, b, bias):
+    if out.shape != shape:
+        raise ValueError(
+            f"matmul: out has shape {out.shape}, the product {a.shape} @ {b.shape} has {shape}"
+        )
+    if out.dtype != a.dtype:
+        raise TypeError(f"matmul: out is {out.dtype}, the operands are {a.dtype}")
+    if not out.flags.writeable:
+        raise ValueError("matmul: out is read-only")
+
+
+def _check_bias(bias, shape, dtype):
+    if bias.dtype != dtype:
+        raise TypeError(f"matmul: bias is {bias.dtype}, the operands are {dtype}; use astype")
+    if bias.ndim == 1 and bias.shape[0] in (1, shape[-1]):
+        return bias[None, :]
+    return np.broadcast_to(bias, shape)
+
+
+def _kernels():
+    global _engine
+    if _engine is None:
+        from . import entries  # imports Numba
+
+        _engine = entries
+    return _engine
+
+
+def _threads():
+    import numba
+
+    return numba.get_num_threads()
+
+
+def _space(name, count, dtype):
+    """At least `count` elements, kept from call to call; what is in them is left over."""
+    spaces = _local.__dict__
+    space = spaces.get((name, dtype.char))
+    if space is None or space.size < count:
+        size = dtype.itemsize
+        raw = np.empty(count * size + 64, np.uint8)
+        start = -raw.ctypes.data % 64  # vectors that do not straddle cache lines
+        space = spaces[name, dtype.char] = raw[start : start + count * size].view(dtype)
+    return space
+
+
+INT = np.dtype(np.int64)
+
+
+def _ceil(x, y):
+    return -(-x // y)
+
+
+@functools.lru_cache(4096)
+def _plan(m, n, k, size):
+    """The cuts of a blocked product, in elements, as `blocked` reads them; and how much room."""
+    from .microkernel import CPU
+
+    mr, nr = CPU.mr, CPU.nv * CPU.vector_bytes // size
+
+    def split(length, most, unit):  # equal parts, multiples of unit, none above most
+        return _ceil(_ceil(length, _ceil(length, most)), unit) * unit
+
+    kc = split(k, KC, 1)
+    nc = split(n, max(nr, B_BYTES // (kc * size) // nr * nr), nr)
+    nt = split(nc, max(768, nr), nr)
+    panels, columns = _ceil(k, kc), _ceil(n, nc)
+    mc = max(mr, A_BYTES // (KC * size) // mr * mr)
+    while mc > 4 * mr and _ceil(m, mc) * _ceil(nc, nt) * panels * columns < TASKS:
+        mc -= mr
+    mc = split(m, mc, mr)
+    nb = max(2 * nr, _ceil(_ceil(nc, 8), nr) * nr)  # columns of B per packing task
+    tiles_m, tiles_n = _ceil(m, mc), _ceil(nc, nt)
+    numbers = [m, n, k, mc, kc, nc, nt, nb, tiles_m, tiles_n, panels, columns, _ceil(nc, nb)]
+    state = 1 + 2 * panels * columns + tiles_m * tiles_n * columns
+    return np.array(numbers, INT), mc * kc, 2 * nc * kc, state
+
+
+@functools.lru_cache(4096)
+def _thin_plan(m, n, k):
+    """Columns per task of a thin product: a megabyte of B, but an even number of tasks."""
+    pieces = 2 * _ceil(n * k, 1 << 19)
+    nt = max(256, _ceil(_ceil(n, pieces), 64) * 64)
+    return np.array([m, n, k, 0, 0, 0, nt, 0, 0, 0, 0, 0, 0], INT)
+
+
+def _contiguous(x, axis):
+    return x.strides[axis] == x.itemsize or x.shape[axis] == 1
+
+
+def _product(a, b, out, bias, add):
+    """One product of two matrices, none of them empty."""
+    (m, k), n = a.shape, b.shape[1]
+    if n <= FEW < m or (not _contiguous(out, 1) and _contiguous(out, 0)):
+        a, b, out, bias, m, n = b.T, a.T, out.T, None if bias is None else bias.T, n, m
+    size, dtype, has_bias = a.itemsize, a.dtype, bias is not None
+    k_step, n_step = b.strides
+    thin = m <= FEW and (n_step == size or k_step == size)
+    if not _contiguous(out, 1) and (
+        not thin or n_step == size
+    ):  # only dot products can store anywhere
+        result = np.empty(out.shape, dtype)
+        _product(a, b, result, bias, False)
+        np.add(out, result, out=out) if add else np.copyto(out, result)
+        return
+    work = m * n * k
+    way = THIN if thin else DIRECT if work <= SMALL and k <= DIRECT_DEPTH else BLOCKED
+    # A thin product on one thread needs no queue; where its columns are cut changes no bit.
+    if way == DIRECT or (way == THIN and (n * k <= THIN_ALONE or _threads() == 1)):
+        space = _space("b", 64 * max(k, 32), dtype)  # a sliver of B, or FEW rows of A
+        _kernels().here[dtype.char](a, b, out, bias if has_bias else out, has_bias, add, way, space)
+    else:
+        _launch(
+            a[None, None],
+            b[None, None],
+            out[None, None],
+            bias[None, None] if has_bias else None,
+            add,
+            way,
+        )
+
+
+def _launch(a, b, out, bias, add, way):
+    """All threads; arrays are (b0, b1, rows, columns)."""
+    m, k, n = a.shape[2], a.shape[3], b.shape[3]
+    dtype, threads, batch = a.dtype, _threads(), out.shape[0] * out.shape[1]
+    if way == BLOCKED:
+        plan, a_count, b_count, state_count = _plan(m, n, k, dtype.itemsize)
+    else:
+        plan, a_count, state_count = _thin_plan(m, n, k), 0, 1
+        b_count = 64 * max(k, 32)  # a sliver of B, or FEW rows of A
+    own = batch > 1 or way != BLOCKED
+    kernel = _kernels().on_threads[dtype.char]
+    state = _space("state", state_count * (threads + 1 if own else 1), INT)
+    state[: 1 if own else state_count] = 0
+    a_space = _space("a", a_count * threads, dtype)
+    b_space = _space("b", b_count * (threads if own else 1), dtype)
+    has_bias = bias is not None
+    bias = bias if has_bias else out
+    kernel(
+        threads,
+        a,
+        b,
+        out,
+        bias,
+        has_bias,
+        add,
+        way,
+        plan,
+        state,
+        state_count,
+        a_space,
+        b_space,
+        b_count,
+    )
+
+
+def _view(x, shape):
+    """x with leading axes `shape`, or None if that takes a copy."""
+    try:
+        return None if x is None else np.reshape(x, shape + x.shape[-2:], copy=False)
+    except ValueError:
+        return None
+
+
+def _batch(a, b, out, bias, add):
+    """Leading axes: rows of one matrix if b is one, else a batch of up to two axes, else a loop."""
+    lead, (m, n), k = out.shape[:-2], out.shape[-2:], a.shape[-1]
+    if b.ndim == 2 and a.shape[:-2] == lead and (bias is None or bias.shape[:-1] == (1,)):
+        rows = [_view(x[..., None, :], (-1,)) for x in (a, out)]  # (..., m, k) -> (rows, 1, k)
+        if rows[0] is not None and rows[1] is not None:
+            _product(rows[0][:, 0], b, rows[1][:, 0], bias, add)
+            return
+    a, b = (np.broadcast_to(x, lead + x.shape[-2:]) for x in (a, b))
+    bias = None if bias is None else np.broadcast_to(bias, out.shape)
+    small, count = m * n * k <= SMALL and k <= DIRECT_DEPTH, math.prod(lead)
+    if _contiguous(out, -1) and (small or count >= BATCH):
+        for shape in ((1, count), lead):
+            views = [_view(x, shape) for x in (a, b, out, bias)] if len(shape) == 2 else [None]
+            if all(view is not None for view in views[:3]) and (
+                bias is None or views[3] is not None
+            ):
+                _launch(*views, add, DIRECT if small else BLOCKED)
+                return
+    one = _batch if len(lead) > 1 else _product
+    for i in range(lead[0]):
+        one(a[i], b[i], out[i], None if bias is None else bias[i], add)

@@ -1,0 +1,103 @@
+"""Compile a kernel when it is first needed, and keep the machine code on disk.
+
+Numba can cache compiled functions, but it looks for changes only in the file of the function
+itself, while a kernel here is built from pieces in several files. So the cache folder is named by
+a hash of every source file beside this one: edit any of them and an empty folder is used. Numba's
+own key inside it adds the signature, the CPU's name and features. A folder that cannot be written
+is passed over; when none can, kernels are compiled in every process.
+
+Explicit signatures make Numba compile at decoration, that is at import. `Kernel` waits for the
+first call instead.
+"""
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+NAMES = {"f": "float32", "d": "float64"}
+HERE = Path(__file__).resolve().parent
+
+
+@functools.cache
+def cache_folder():
+    """A folder we may write to: in NUMBA_CACHE_DIR, beside the sources, the user's; or None."""
+    import numba
+
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(HERE.glob("*.py")):
+        digest.update(source.name.encode() + source.read_bytes())
+    name = "kernels-" + digest.hexdigest()[:16]
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for base in (numba.config.CACHE_DIR, HERE / "__pycache__", user):
+        if not base:
+            continue
+        folder = Path(base) / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            continue
+        return str(folder)
+    return None
+
+
+def _decorate(function, options):
+    import numba
+
+    folder = cache_folder()
+    if folder is None:
+        return numba.njit(**options)(function)
+    before, numba.config.CACHE_DIR = (
+        numba.config.CACHE_DIR,
+        folder,
+    )  # read while the decorator runs, and never after
+    try:
+        return numba.njit(cache=True, **options)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def _announce(name):
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"compiling {name} (once; then it is read from disk)", file=sys.stderr, flush=True)
+
+
+class Kernel:
+    """A Numba function with a fixed list of signatures, each compiled on its first use.
+
+    `signature(dtype)` gives the Numba signature for one element type, by NumPy's letter
+    for it ("f" or "d"); `kernel[dtype]` is the compiled function.
+    """
+
+    def __init__(self, function, signature, **options):
+        self.function, self.signature, self.options = function, signature, options
+        self.compiled = {}
+
+    def __getitem__(self, dtype):
+        try:
+            return self.compiled[dtype]
+        except KeyError:
+            return self._compile(dtype)
+
+    def _compile(self, dtype):
+        notice = threading.Timer(0.5, _announce, [f"{self.function.__name__} for {NAMES[dtype]}"])
+        notice.daemon = True
+        notice.start()  # loading from disk is over before the notice is due
+        try:
+            kernel = _decorate(self.function, self.options)
+            try:
+                kernel.compile(self.signature(dtype))
+            except OSError:  # the disk is full, say: the cache is a convenience
+                import numba
+
+                kernel = numba.njit(**self.options)(self.function)
+                kernel.compile(self.signature(dtype))
+            kernel.disable_compile()
+        finally:
+            notice.cancel()
+        self.compiled[dtype] = kernel
+        return kernel
