@@ -420,7 +420,8 @@ def test_padding_row_of_an_embedding_gets_no_gradient():
 # Completeness: what is public is either in the table or listed here as having no gradient.
 
 NO_GRADIENT = set(
-    "__init__ __setitem__ __len__ __bool__ __float__ __int__ __array__ __repr__ __hash__ __eq__ "
+    "__init__ __setitem__ __index__ __format__ __len__ __bool__ __float__ __int__ __array__ "
+    "__repr__ __hash__ __eq__ "
     "__ne__ __lt__ __le__ __gt__ __ge__ data grad requires_grad shape ndim size dtype numpy item "
     "tolist detach zero_grad backward argmax".split()
 )

@@ -16,7 +16,7 @@ from .kernels.attention import Options
 from .kernels.blocks import rows_of
 from .kernels.cross_entropy import Target
 from .recompute import random_key
-from .tensor import Tensor, apply, floating, one_axis, unary
+from .tensor import Tensor, apply, floating
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -135,8 +135,7 @@ def softmax(input: Any, dim: int = -1) -> Tensor:
 
 def log_softmax(input: Any, dim: int = -1) -> Tensor:
     """x - log(sum(exp(x))) along `dim`."""
-    x = as_tensor(input)
-    return unary(ops.LogSoftmax, x, axis=one_axis(dim, x, "log_softmax"))
+    return as_tensor(input).log_softmax(dim)
 
 
 def cross_entropy(
@@ -238,6 +237,8 @@ def as_target(
         classes = as_ids(array, f"{name} target", n_classes, ignore_index).reshape(array.size)
     if weight is not None:
         weight = as_tensor(weight)
+        if weight.requires_grad:
+            raise ValueError(f"{name}: weight gets no gradient: pass weight.detach()")
         need_shape(name, "weight", weight, (n_classes,))
         weight = weight.data.astype(rows.dtype)
     return Target(classes, weight, ignore_index, float(label_smoothing))
@@ -314,6 +315,8 @@ def scaled_dot_product_attention(
     mask = None if attn_mask is None else as_mask(name, attn_mask, q, s)
     p = as_probability(dropout_p, f"{name}: dropout_p")
     draw = random_key(as_generator(rng, name)) if p else 0
+    if isinstance(scale, Tensor) and scale.requires_grad:
+        raise ValueError(f"{name}: scale gets no gradient: multiply the query by it instead")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"{name}: scale must be a finite number, got {scale}")
     options = Options(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale),
@@ -345,7 +348,7 @@ def as_mask(name: str, attn_mask: Any, q: Tensor, s: int) -> np.ndarray:
         fits = False
     if not fits:
         raise ValueError(f"{name}: attn_mask {mask.shape} does not broadcast to {full}")
-    mask = mask if mask.dtype == bool else mask.astype(q.dtype)
+    mask = mask.astype(bool if mask.dtype == bool else q.dtype)  # a copy: backward reads it again
     if q.ndim > 4:  # (A, B, H, T, S): the leading axes are merged, so they must be spelled out
         mask = np.broadcast_to(mask, (*full[:-2], *mask.shape[-2:]) if mask.ndim > 1 else full)
         return mask.reshape(math.prod(full[:-3]), full[-3], *mask.shape[-2:])

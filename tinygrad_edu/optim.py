@@ -151,6 +151,9 @@ def clip_grad_norm_(params: Iterable[Parameter], max_norm: float) -> float:
     Squares are added up in parameter order. A norm that is NaN or infinite changes nothing.
     """
     params = [params] if isinstance(params, Parameter) else list(params)
+    for parameter in params:
+        if not isinstance(parameter, Parameter):
+            raise TypeError(f"clipping scales nn.Parameters, got {type(parameter).__name__}")
     if not max_norm >= 0:  # infinity is allowed: it measures and clips nothing
         raise ValueError(f"max_norm must be at least 0, got {max_norm}")
     norm = math.sqrt(sum(update.sum_of_squares(p.grad) for p in params if p.grad is not None))

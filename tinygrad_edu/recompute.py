@@ -78,8 +78,14 @@ class Checkpoint:
             Collector(a, need) if is_ else a
             for a, need, is_ in zip(arrays, needs, ctx.are_tensors, strict=True)
         ]
-        with pushed(_replays, iter(ctx.keys)), tape.enable_grad():
+        keys = iter(ctx.keys)
+        with pushed(_replays, keys), tape.enable_grad():
             out = ctx.f(*inputs)
+        if next(keys, None) is not None:
+            raise RuntimeError(
+                "checkpoint: f drew fewer random numbers when it was run again: it must do the "
+                "same both times (was the model switched between train() and eval()?)"
+            )
         if out._made_by is not None:
             tape.walk(*out._made_by, grad)
         elif out.requires_grad:

@@ -73,6 +73,10 @@ def as_array(data: Any, dtype: Any) -> np.ndarray:
     if isinstance(data, Tensor):
         data = data._read()
     is_numpy = isinstance(data, (np.ndarray, np.generic))
+    if isinstance(data, (list, tuple)) and holds_gradients(data):
+        raise TypeError(
+            "a list with Tensors that need gradients would lose them: join them with tg.stack"
+        )
     try:
         array = np.asarray(data)
     except ValueError as error:
@@ -84,7 +88,16 @@ def as_array(data: Any, dtype: Any) -> np.ndarray:
         )
     if dtype is None and not is_numpy:
         dtype = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}[array.dtype.kind]
+    if dtype is not None and np.dtype(dtype).kind not in "fiub":
+        raise TypeError(f"Tensor holds floats, ints or booleans, dtype={dtype} is none of them")
     return copy(array if dtype is None else array.astype(dtype, copy=False))
+
+
+def holds_gradients(data: Any) -> bool:
+    """Whether a Tensor that needs a gradient sits in a (nested) list or tuple."""
+    if isinstance(data, (list, tuple)):
+        return any(holds_gradients(item) for item in data)
+    return isinstance(data, Tensor) and data.requires_grad
 
 
 class Tensor:
@@ -330,6 +343,14 @@ class Tensor:
     def __float__(self) -> float:
         return float(self.item())
 
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu":
+            raise TypeError(f"only an integer can be an index, this tensor is {self.dtype}")
+        return self.item()
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec and self.size == 1 else str(self)
+
     def __int__(self) -> int:
         return int(self.item())
 
@@ -390,7 +411,7 @@ class Tensor:
         return apply(ops.Clip, self, low=min, high=max)
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
-        x = self if self.dtype.kind != "b" else cast(self, np.int64)
+        x = self if self.dtype.kind == "f" else cast(self, np.int64)
         return apply(ops.Sum, x, axis=axis, keepdims=keepdims)
 
     def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
@@ -598,15 +619,23 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def at_least_one(tensors: Sequence[Any], name: str) -> list[Tensor]:
-    parts = [x if isinstance(x, Tensor) else Tensor(x) for x in tensors]
+    parts = one_kind([x if isinstance(x, Tensor) else Tensor(x) for x in tensors])
     if not parts:
         raise ValueError(f"{name} needs at least one tensor")
     return parts
 
 
+def one_kind(tensors: list[Tensor]) -> list[Tensor]:
+    """Ints beside floats in the floats' dtype, as between two operands."""
+    floats = [x.dtype for x in tensors if x.dtype.kind == "f"]
+    if not floats:
+        return tensors
+    return [x if x.dtype.kind == "f" else cast(x, np.result_type(*floats)) for x in tensors]
+
+
 def einsum(subscripts: str, *tensors: Any) -> Tensor:
     """Einstein summation, as np.einsum with subscripts in letters; "..." is understood."""
-    inputs = [x if isinstance(x, Tensor) else Tensor(x) for x in tensors]
+    inputs = one_kind([x if isinstance(x, Tensor) else Tensor(x) for x in tensors])
     terms, result = parse_einsum(subscripts, [x.shape for x in inputs])
     return apply(ops.Einsum, *inputs, terms=terms, result=result)
 

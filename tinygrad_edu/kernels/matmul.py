@@ -6,6 +6,7 @@ operands that are at least 2-D, with leading axes already broadcastable and `out
 """
 
 import math
+import numbers
 
 import numpy as np
 import threadpoolctl
@@ -45,7 +46,7 @@ def set_matmul_backend(name: str) -> None:
 
 def set_num_threads(n: int) -> None:
     """Sets how many threads a matrix product may use (1 or more)."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
         raise ValueError(f"set_num_threads needs a whole number of at least 1, got {n!r}")
     global _threads
     _threads = n

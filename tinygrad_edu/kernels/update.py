@@ -82,5 +82,6 @@ def sum_of_squares(array: np.ndarray) -> float:
     values = flat(array)
     total = 0.0
     for block in row_blocks(array.size, array.itemsize):
-        total += float(np.dot(values[block], values[block]))
+        wide = values[block].astype(np.float64)
+        total += float(np.dot(wide, wide))
     return total

@@ -51,7 +51,7 @@ class Divide:
     @staticmethod
     def forward(ctx, a, b):
         ctx.save_for_backward(a if ctx.needs_input_grad[1] else None, b)
-        return np.true_divide(a, b, out=empty(np.broadcast_shapes(a.shape, b.shape), a.dtype))
+        return ufunc(np.true_divide, a, b)
 
     @staticmethod
     def backward(ctx, grad):
@@ -145,13 +145,15 @@ class Tanh:
 
 
 class Sigmoid:
-    """1 / (1 + exp(-a)), written as 0.5 (1 + tanh(a / 2)) so that nothing overflows."""
+    """1 / (1 + exp(-a)), with exp of negative numbers only, so that nothing overflows."""
 
     @staticmethod
     def forward(ctx, a):
-        out = np.tanh(a * 0.5, out=empty(a.shape, a.dtype))
-        out += 1
-        out *= 0.5
+        small = np.exp(-np.abs(a))
+        out = empty(a.shape, a.dtype)
+        np.copyto(out, small)
+        np.copyto(out, 1, where=a >= 0)
+        out /= 1 + small
         ctx.save_for_backward(out)
         return out
 

@@ -4,13 +4,13 @@ import numpy as np
 
 from ..kernels import attention as attention_kernels
 from ..kernels import cross_entropy as loss_kernels
-from ..kernels import gather
+from ..kernels import empty, gather
 from ..kernels import normalize as norm_kernels
 from ..kernels.blocks import rows_of
 
 
 class LayerNorm:
-    """Normalises the last `weight.ndim` axes; `center` False is RMS norm."""
+    """Normalises the last `row_ndim` axes; `center` False is RMS norm."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps, row_ndim, center):
@@ -70,7 +70,7 @@ class CrossEntropy:
     def backward(ctx, grad):
         logits, lse = ctx.saved_tensors
         rows = np.broadcast_to(grad / ctx.divisor, lse.shape)
-        out = np.empty(logits.shape, logits.dtype)
+        out = empty(logits.shape, logits.dtype)
         return loss_kernels.cross_entropy_backward(rows, logits, lse, ctx.target, out)
 
 

@@ -107,7 +107,10 @@ class Einsum:
             for k in others:  # a size-1 axis may have been broadcast against this operand's
                 for c, n in zip(ctx.terms[k], ctx.input_shapes[k], strict=True):
                     size[c] = max(size.get(c, 1), n)
-            part = part.reshape([size[c] if c in known else 1 for c in letters])
+            have = dict(
+                zip(known, part.shape, strict=True)
+            )  # 1 where another operand was broadcast
+            part = part.reshape([have.get(c, 1) for c in letters])
             out = np.zeros([size[c] for c in term], grad.dtype)
             diagonal = np.einsum(f"{term}->{letters}", out) if term else out  # 0-d has no views
             diagonal[...] = part

@@ -1,0 +1,98 @@
+"""Gradients that would be lost or wrong without a word raise; dtypes and tails stay right."""
+
+import numpy as np
+import pytest
+
+import tinygrad_edu as tg
+from tinygrad_edu import functional as F
+
+
+def leaf(*shape):
+    return tg.Tensor(np.random.default_rng(0).normal(size=shape), requires_grad=True)
+
+
+def test_a_mask_changed_after_forward_does_not_change_the_gradient():
+    q, k, v = leaf(4, 8), leaf(4, 8), leaf(4, 8)
+    grads = []
+    for change in (False, True):
+        mask = np.tril(np.ones((4, 4), bool))
+        q.zero_grad()
+        y = F.scaled_dot_product_attention(q, k, v, mask)
+        mask[:] |= change
+        (y * y).sum().backward()
+        grads.append(q.grad)
+    np.testing.assert_array_equal(*grads)
+
+
+def test_division_promotes_like_multiplication():
+    assert (tg.Tensor([1.0, 2.0]) / np.ones(2)).dtype == np.float64
+
+
+def test_a_list_of_tensors_that_need_gradients_is_refused():
+    w = tg.Tensor(2.0, requires_grad=True)
+    with pytest.raises(TypeError, match=r"tg\.stack"):
+        tg.Tensor([w, [w]])
+    with pytest.raises(TypeError, match=r"tg\.stack"):
+        F.linear(tg.Tensor([1.0]), [[w]])
+    with pytest.raises(TypeError):
+        tg.Tensor([1.0, 1.0]) * [w, w]
+
+
+def test_weights_and_scales_that_get_no_gradient_are_refused():
+    one = tg.Tensor(np.ones(3), requires_grad=True)
+    with pytest.raises(ValueError, match="weight gets no gradient"):
+        F.cross_entropy(leaf(2, 3), np.array([0, 1]), weight=one)
+    with pytest.raises(ValueError, match="scale gets no gradient"):
+        F.scaled_dot_product_attention(
+            leaf(2, 3), leaf(2, 3), leaf(2, 3), scale=tg.Tensor(1.0, requires_grad=True)
+        )
+
+
+def test_sums_of_small_ints_do_not_overflow():
+    assert tg.Tensor(np.array([200, 100], np.uint8)).sum().item() == 300
+
+
+def test_sigmoid_keeps_its_tails():
+    x = np.array([-80, -20, -9, 0, 9, 80], np.float32)
+    expected = 1 / (1 + np.exp(-x.astype(np.float64)))
+    np.testing.assert_allclose(tg.Tensor(x).sigmoid().data, expected, rtol=1e-6)
+    assert np.isnan(tg.Tensor([np.nan]).sigmoid().data).all()
+
+
+def test_dtypes_that_are_not_numbers_are_refused():
+    for dtype in (object, "U3", np.complex64):
+        with pytest.raises(TypeError, match="floats, ints or booleans"):
+            tg.Tensor([1.0], dtype=dtype)
+
+
+def test_ints_beside_float32_stay_float32_in_joins_and_einsum():
+    x, i = tg.Tensor([1.0, 2.0]), tg.Tensor([1, 2])
+    assert tg.concatenate([x, i]).dtype == tg.stack([x, i]).dtype == np.float32
+    assert tg.einsum("i,i->", x, i).dtype == np.float32
+
+
+def test_einsum_with_a_broadcast_axis_has_gradients():
+    assert tg.gradcheck(lambda a, b: tg.einsum("ij,j->i", a, b), np.ones((2, 3)), np.ones(1))
+
+
+def test_large_gradients_are_measured_and_clipped():
+    parameter = tg.nn.Parameter(np.zeros(2, np.float32))
+    parameter.grad = np.full(2, 1e30, np.float32)
+    norm = tg.optim.clip_grad_norm_([parameter], 1.0)
+    assert norm == pytest.approx(np.sqrt(2) * 1e30)
+    assert np.linalg.norm(parameter.grad) == pytest.approx(1, rel=1e-5)
+    with pytest.raises(TypeError, match=r"nn\.Parameters"):
+        tg.optim.clip_grad_norm_([leaf(2)], 1.0)
+
+
+def test_tensors_format_and_index():
+    assert f"{tg.Tensor(1.23456):.2f}" == "1.23"
+    assert [10, 20, 30][tg.Tensor(1)] == 20
+
+
+def test_a_checkpoint_that_runs_differently_again_is_refused():
+    dropout = tg.nn.Dropout(0.5, np.random.default_rng(0))
+    y = tg.checkpoint(dropout, leaf(8)).sum()
+    dropout.eval()
+    with pytest.raises(RuntimeError, match="do the same"):
+        y.backward()
