@@ -127,8 +127,6 @@ class RunFolder:
             ) from None
         self.metrics.forget()
 
-    # -- checkpoints --
-
     def commit(
         self,
         step: int,
@@ -154,10 +152,7 @@ class RunFolder:
                 if path.name in taken:  # the checkpoint of this very step must survive
                     path = path.with_stem(f"{path.stem}-again")
                 entry: dict[str, Any] = {"name": path.name, "tensors": {}}
-                pieces = _serialized(tensors, entry)
-                disk.write_atomically(
-                    path, lambda partial, pieces=pieces: disk.write_new(partial, pieces)
-                )
+                disk.write_atomically(path, disk.content(_serialized(tensors, entry)))
                 content["files"][role] = entry
             disk.write_atomically(self.path / "train.json", _sealed(content))
         except BaseException:
@@ -244,9 +239,7 @@ class RunFolder:
                 disk.calls.link(committed, partial)
                 disk.calls.replace(partial, public)
             except OSError:  # a file system without hard links
-                disk.write_atomically(
-                    public, lambda path: disk.write_new(path, disk.chunks(committed))
-                )
+                disk.write_atomically(public, disk.content(disk.chunks(committed)))
             self._stale = None
         except OSError as error:
             self._stale = f"{public}: still an earlier model: {error.strerror}"
@@ -260,8 +253,6 @@ class RunFolder:
                 disk.sync_folder(self.path)  # the train.json we saw must be there to stay
             for name in names:
                 disk.calls.unlink(self.path / name)
-
-    # -- metrics --
 
 
 def _damage(path: Path, entry: dict[str, Any]) -> str:

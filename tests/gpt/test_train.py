@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tinygrad_edu as tg
-from gpt import GPT
+from gpt import GPT, disk
 from gpt import sample as sample_command
 from gpt import train as train_command
 from gpt.config import load_preset, parse, preset_names
@@ -202,6 +202,28 @@ def test_a_full_disk_at_checkpoint_time_keeps_the_run_and_the_old_checkpoint(
     assert train("--data", text, "--out", run) == 0
     assert calls == [4, 8, 12]
     assert "step 8 not written" in capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_written_are_noticed_once_and_so_is_the_end_of_it(
+    text, tmp_path, monkeypatch, capsys
+):
+    run, write, append = tmp_path / "run", disk.Calls.write, Metrics.append
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def append_to_a_disk_full_at_steps_5_and_6(self, row):
+        patched = full if row["step"] in (5, 6) else write
+        monkeypatch.setattr(disk.Calls, "write", staticmethod(patched))
+        append(self, row)
+        monkeypatch.setattr(disk.Calls, "write", staticmethod(write))
+
+    monkeypatch.setattr(Metrics, "append", append_to_a_disk_full_at_steps_5_and_6)
+    assert train("--data", text, "--out", run) == 0
+    printed = capsys.readouterr().err
+    assert printed.count("rows wait in memory: No space left on device") == 1
+    assert printed.count("the disk takes everything again") == 1
+    assert [row["step"] for row in metrics(run)] == list(range(1, 13))
 
 
 def test_samples_follow_prompt_and_seed(text, tmp_path, capsys):
