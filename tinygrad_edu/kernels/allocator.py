@@ -16,12 +16,14 @@ import numpy as np
 
 ALIGNMENT = 64  # bytes: a cache line, and one 512-bit vector
 SMALLEST = 32768  # bytes: below this the system allocator recycles well enough by itself
+SPARE = 64 << 20  # bytes free at any time: small models need not count
 
 
 class Recycler:
-    """Free lists by block size. Holds at most a quarter more than was ever in use at once."""
+    """Free lists by block size. Holds a quarter (and `spare`) more than was ever in use at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, spare: int = SPARE) -> None:
+        self.spare = spare
         self.free: dict[int, list[np.ndarray]] = {}
         self.live_bytes = 0  # bytes of blocks somebody holds
         self.free_bytes = 0  # bytes of blocks waiting on a free list
@@ -53,7 +55,7 @@ class Recycler:
 
     def _make_room(self, wanted: int) -> None:
         """Drops free blocks, largest first, while keeping them would hoard memory."""
-        ceiling = 1.25 * max(self.peak_bytes, self.live_bytes + wanted)
+        ceiling = self.spare + 1.25 * max(self.peak_bytes, self.live_bytes + wanted)
         for size in sorted(self.free, reverse=True):
             while self.free[size] and self.live_bytes + self.free_bytes + wanted > ceiling:
                 self.free[size].pop()

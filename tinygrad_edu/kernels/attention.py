@@ -3,29 +3,40 @@
     scores = scale * q k^T + mask      (T, S), causal: query i sees keys 0 .. i + S - T
     out    = softmax(scores) v
 
-A block of queries needs its own rows of the scores only, and, when causal, only the keys up to its
-last query: later keys are skipped rather than masked. Forward keeps the output and one log-sum-exp
-per query; backward makes each block of probabilities again from them
-(Dao et al., FlashAttention, arXiv 2205.14135):
+One thread does one head, a block of QUERIES queries at a time. A block needs its own rows of the
+scores only and, when causal, only the keys up to its last query: later keys are skipped rather than
+masked. Forward keeps the output and one log-sum-exp per query; backward makes each block of
+probabilities again from them (Dao et al., FlashAttention, arXiv 2205.14135):
 
     p = exp(scores - lse)      dv += p^T do      dp = do v^T
     ds = p * (dp - sum(do * out)) * scale        dq = ds k      dk += ds^T q
 
 With dropout, p is multiplied by the mask where it meets v, and dp likewise.
 
-Letters: B batch, H heads, T queries, S keys, D head size; a "block" is a range of queries.
+The scores of a block are stored transposed, (keys, QUERIES). Then a row holds one key's scores for
+all queries of the block, so that maximum, exp and sum over keys work on whole vectors of queries,
+and both products that read the scores find them in the micro-kernel's order without packing.
+
+Letters: B batch, H heads, T queries, S keys, D head size of q and k, E of v.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
-from .allocator import empty, zeros
-from .elementwise import dropout_scale
-from .matmul import matmul
+from . import launch
+from .allocator import empty
+from .elementwise import threshold_and_scale
+from .gemm.microkernel import CPU, itemsize, step, tile
+from .gemm.packing import B, pack_a, pack_b, width
+from .launch import carray, operand, summing_task
+from .philox import U32, U64, philox
+from .vector_math import exp
 
-SCORE_BLOCK_ELEMENTS = 2 * 1024 * 1024  # of one block of scores: 8 MB in float32
+QUERIES = 96  # in a block: whole tiles for every tile shape of the micro-kernel
+WORDS = QUERIES // 4
+MR, NV = CPU.mr, CPU.nv
 
 
 @dataclass(frozen=True)
@@ -37,71 +48,237 @@ class Options:
     dropout_key: int = 0
 
 
-def query_blocks(q: np.ndarray, k: np.ndarray, is_causal: bool) -> Iterator[tuple[slice, int]]:
-    """Ranges of queries, each with the number of keys it needs."""
-    b, h, t, _ = q.shape
-    s = k.shape[2]
-    step = max(16, SCORE_BLOCK_ELEMENTS // max(1, b * h * s))
-    step = min(step, 128) if is_causal else step  # short blocks leave more keys out
-    for start in range(0, t, step):
-        stop = min(start + step, t)
-        yield slice(start, stop), (stop + s - t if is_causal else s)
+@njit(error_model="numpy")
+def multiply(a, a_panel, a_k, m, b, b_depth, n, depth, c, c_row):
+    """C (m, n) = A (m, depth) @ B (depth, n): MR rows of A side by side, B in packed slivers.
+
+    a_panel, a_k   bytes from MR rows to the next MR rows, and from k to k
+    b_depth        what the slivers of B were packed with, at least `depth`
+    """
+    size, wide = itemsize(a), width(B, a)
+    for j in range(0, n, wide):
+        sliver = step(b, j * b_depth * size)
+        for i in range(0, m, MR):
+            panel, target = step(a, i // MR * a_panel), step(c, i * c_row + j * size)
+            rows, columns = min(MR, m - i), min(wide, n - j)
+            tile(MR, NV, True, panel, size, a_k, sliver, wide * size, depth, target, c_row, rows, columns, False)  # fmt: skip
 
 
-def block_scores(
-    q: np.ndarray, k: np.ndarray, rows: slice, keys: int, options: Options
-) -> np.ndarray:
-    """Masked and scaled scores (B, H, rows, keys) of one block."""
-    block = q[:, :, rows]
-    scores = empty((*block.shape[:3], keys), q.dtype)
-    matmul(block, k[:, :, :keys].swapaxes(2, 3), out=scores)
-    scores *= options.scale
-    if options.is_causal:
-        # Only the last `rows` keys of the block can lie in the future of one of its queries.
-        n = rows.stop - rows.start
-        future = np.triu(np.ones((n, n), bool), 1)
-        np.copyto(scores[..., keys - n :], -np.inf, where=future)
-    if options.mask is not None:
-        t = options.mask.shape[2]
-        mask = options.mask[:, :, rows if t > 1 else slice(None)]
-        mask = mask[..., :keys] if mask.shape[3] > 1 else mask
-        if mask.dtype == bool:
-            np.copyto(scores, -np.inf, where=~mask)
-        else:
-            scores += mask
-    return scores
+@njit(error_model="numpy")
+def multiply_rows(a, a_row, m, b, n, depth, c, c_row):
+    """C (m, n) += A (m, depth) @ B (depth, n): A contiguous along depth, B in packed slivers."""
+    size, wide = itemsize(a), width(B, a)
+    for j in range(0, n, wide):
+        sliver = step(b, j * depth * size)
+        for i in range(0, m, MR):
+            start, target = step(a, i * a_row), step(c, i * c_row + j * size)
+            rows, columns = min(MR, m - i), min(wide, n - j)
+            tile(MR, NV, False, start, a_row, size, sliver, wide * size, depth, target, c_row, rows, columns, True)  # fmt: skip
 
 
-def block_dropout(shape: tuple[int, ...], rows: slice, options: Options, dtype: np.dtype):
-    """The dropout factors of one block: a stream of its own per first query."""
-    return dropout_scale(shape, options.dropout_p, options.dropout_key + rows.start, dtype)
+@njit(error_model="numpy")
+def mask_scores(scores, has_mask, keys, queries, future, mask, mask_row, mask_column):
+    """Scores (keys, QUERIES) += mask (a pointer, byte strides), and -inf for keys after a query.
+
+    `future`: query i of the block sees keys up to future + i, or `keys` if not causal.
+    """
+    hidden = scores.dtype.type(-np.inf)
+    if has_mask:
+        for j in range(keys):
+            for i in range(queries):
+                scores[j, i] += carray(step(mask, i * mask_row + j * mask_column), 1)[0]
+    for j in range(max(0, future + 1), keys):
+        row = scores[j]
+        for i in range(min(j - future, queries)):
+            row[i] = hidden
+
+
+@njit(error_model="numpy")
+def drop(factors, key, threshold, scale, piece, block, j):
+    """The dropout factors of key j for the queries of a block."""
+    zero = factors.dtype.type(0)
+    for i in range(WORDS):
+        a, b, c, d = philox(U32(i), U32(j), U32(block), U32(piece), key)
+        factors[i] = scale if a >= threshold else zero
+        factors[WORDS + i] = scale if b >= threshold else zero
+        factors[2 * WORDS + i] = scale if c >= threshold else zero
+        factors[3 * WORDS + i] = scale if d >= threshold else zero
+
+
+@njit(error_model="numpy")
+def pack_scaled_queries(q, q_row, count, d, scale, target):
+    """Slivers of scale * Q^T (d, count)."""
+    pack_b(q, q_row, itemsize(q), count, d, target)
+    values = carray(target, QUERIES * d)
+    for i in range(QUERIES * d):
+        values[i] *= scale
+
+
+# Where sizes[...] keep what: dimensions, flags, then four byte strides (b, h, row, 1) per array.
+DIMENSIONS, STRIDES = 16, 4
+
+
+@njit(error_model="numpy")
+def head(arrays, sizes, which, piece, heads):
+    """The array's pointer at this piece's batch and head, and its bytes from row to row."""
+    at = DIMENSIONS + STRIDES * which
+    offset = piece // heads * sizes[at] + piece % heads * sizes[at + 1]
+    return step(arrays[which], offset), sizes[at + 2]
+
+
+@summing_task
+def attention_task(arrays, sizes, numbers, piece, slot):
+    heads, t, s, d, e = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    causal, has_mask, room, size = sizes[5], sizes[6], sizes[7], itemsize(arrays[0])
+    key, threshold, wide = U64(sizes[8]), U32(sizes[9]), width(B, arrays[0])
+    q, q_row = head(arrays, sizes, 0, piece, heads)
+    k, k_row = head(arrays, sizes, 1, piece, heads)
+    v, v_row = head(arrays, sizes, 2, piece, heads)
+    out, out_row = head(arrays, sizes, 3, piece, heads)
+    mask, mask_row = head(arrays, sizes, 4, piece, heads)
+    mask_column = sizes[DIMENSIONS + STRIDES * 4 + 3]
+    lse = carray(step(arrays[5], piece * t * size), t)
+    # Workspace: K in panels, V in slivers, Q^T in slivers, the scores
+    at_k = step(arrays[6], slot * room * size)
+    at_v = step(at_k, (s + MR) * d * size)
+    at_q = step(at_v, (e + wide) * s * size)
+    at_p = step(at_q, QUERIES * d * size)
+    p = carray(at_p, (s, QUERIES))
+    stats = carray(step(at_p, s * QUERIES * size), (3, QUERIES))
+    top, total, factors = stats[0], stats[1], stats[2]
+    kind = p.dtype.type
+    scale, dropped = kind(numbers[0]), kind(numbers[1])
+    pack_a(k, k_row, size, s, d, at_k)
+    pack_b(v, size, v_row, e, s, at_v)
+    for i0 in range(0, t, QUERIES):
+        queries = min(QUERIES, t - i0)
+        future = i0 + s - t if causal else s
+        keys = max(0, min(s, future + queries)) if causal else s
+        block_out = step(out, i0 * out_row)
+        pack_scaled_queries(step(q, i0 * q_row), q_row, queries, d, scale, at_q)
+        multiply(at_k, MR * d * size, MR * size, keys, at_q, d, queries, d, at_p, QUERIES * size)
+        mask_scores(p, has_mask, keys, queries, future, step(mask, i0 * mask_row), mask_row, mask_column)  # fmt: skip
+        top[:] = kind(-np.inf)
+        for j in range(keys):
+            row = p[j]
+            for i in range(QUERIES):
+                top[i] = row[i] if row[i] > top[i] else top[i]
+        for i in range(QUERIES):  # a query that may attend to nothing gets zeros, not NaN
+            top[i] = kind(0) if top[i] == kind(-np.inf) else top[i]
+        total[:] = kind(0)
+        for j in range(keys):
+            row = p[j]
+            for i in range(QUERIES):
+                row[i] = exp(row[i] - top[i])
+                total[i] += row[i]
+            if threshold:
+                drop(factors, key, threshold, dropped, piece, i0 // QUERIES, j)
+                for i in range(QUERIES):
+                    row[i] *= factors[i]
+        if keys > 0:
+            multiply(at_p, MR * size, QUERIES * size, queries, at_v, s, e, keys, block_out, out_row)
+        for i in range(queries):
+            lse[i0 + i] = np.log(total[i]) + top[i]
+            share = kind(1) / total[i] if total[i] != kind(0) else kind(0)
+            row = carray(step(block_out, i * out_row), e)
+            for j in range(e):
+                row[j] = row[j] * share if keys > 0 else kind(0)
+
+
+@summing_task
+def attention_backward_task(arrays, sizes, numbers, piece, slot):
+    heads, t, s, d, e = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    causal, has_mask, room, size = sizes[5], sizes[6], sizes[7], itemsize(arrays[0])
+    key, threshold, wide = U64(sizes[8]), U32(sizes[9]), width(B, arrays[0])
+    q, q_row = head(arrays, sizes, 0, piece, heads)
+    k, k_row = head(arrays, sizes, 1, piece, heads)
+    v, v_row = head(arrays, sizes, 2, piece, heads)
+    out, out_row = head(arrays, sizes, 3, piece, heads)
+    mask, mask_row = head(arrays, sizes, 4, piece, heads)
+    mask_column = sizes[DIMENSIONS + STRIDES * 4 + 3]
+    lse = carray(step(arrays[5], piece * t * size), t)
+    grad, grad_row = head(arrays, sizes, 7, piece, heads)
+    dq, dq_row = head(arrays, sizes, 8, piece, heads)
+    dk, dk_row = head(arrays, sizes, 9, piece, heads)
+    dv, dv_row = head(arrays, sizes, 10, piece, heads)
+    # Workspace: K and V in panels, K in slivers, of a block Q^T, dO^T, Q, dO, p and ds
+    at_k = step(arrays[6], slot * room * size)
+    at_v = step(at_k, (s + MR) * d * size)
+    at_k_slivers = step(at_v, (s + MR) * e * size)
+    at_qt = step(at_k_slivers, (d + wide) * s * size)
+    at_gt = step(at_qt, QUERIES * d * size)
+    at_q = step(at_gt, QUERIES * e * size)
+    at_g = step(at_q, QUERIES * (d + wide) * size)
+    at_p = step(at_g, QUERIES * (e + wide) * size)
+    at_ds = step(at_p, s * QUERIES * size)
+    p, ds = carray(at_p, (s, QUERIES)), carray(at_ds, (s, QUERIES))
+    stats = carray(step(at_ds, s * QUERIES * size), (3, QUERIES))
+    shift, delta, factors = stats[0], stats[1], stats[2]
+    kind = p.dtype.type
+    scale, dropped = kind(numbers[0]), kind(numbers[1])
+    pack_a(k, k_row, size, s, d, at_k)
+    pack_a(v, v_row, size, s, e, at_v)
+    pack_b(k, size, k_row, d, s, at_k_slivers)
+    for j in range(s):
+        carray(step(dk, j * dk_row), d)[:] = kind(0)
+        carray(step(dv, j * dv_row), e)[:] = kind(0)
+    shift[:], delta[:] = kind(0), kind(0)
+    for i0 in range(0, t, QUERIES):
+        queries = min(QUERIES, t - i0)
+        future = i0 + s - t if causal else s
+        keys = max(0, min(s, future + queries)) if causal else s
+        block_q, block_g = step(q, i0 * q_row), step(grad, i0 * grad_row)
+        block_dq = step(dq, i0 * dq_row)
+        for i in range(queries):
+            if keys == 0:
+                carray(step(block_dq, i * dq_row), d)[:] = kind(0)
+            shift[i] = lse[i0 + i] if lse[i0 + i] != kind(-np.inf) else kind(0)
+            g_i = carray(step(block_g, i * grad_row), e)
+            out_i = carray(step(out, (i0 + i) * out_row), e)
+            total = kind(0)
+            for j in range(e):
+                total += g_i[j] * out_i[j]
+            delta[i] = total  # sum(do * out) equals sum(p * dp) over the keys, and is cheaper
+        if keys == 0:
+            continue
+        pack_scaled_queries(block_q, q_row, queries, d, scale, at_qt)
+        pack_b(block_g, grad_row, size, queries, e, at_gt)
+        pack_b(block_q, size, q_row, d, queries, at_q)
+        pack_b(block_g, size, grad_row, e, queries, at_g)
+        multiply(at_k, MR * d * size, MR * size, keys, at_qt, d, queries, d, at_p, QUERIES * size)
+        multiply(at_v, MR * e * size, MR * size, keys, at_gt, e, queries, e, at_ds, QUERIES * size)
+        mask_scores(p, has_mask, keys, queries, future, step(mask, i0 * mask_row), mask_row, mask_column)  # fmt: skip
+        for j in range(keys):
+            p_j, ds_j = p[j], ds[j]
+            if threshold:
+                drop(factors, key, threshold, dropped, piece, i0 // QUERIES, j)
+                for i in range(QUERIES):
+                    probability = exp(p_j[i] - shift[i])
+                    ds_j[i] = probability * (ds_j[i] * factors[i] - delta[i]) * scale
+                    p_j[i] = probability * factors[i]
+            else:
+                for i in range(QUERIES):
+                    p_j[i] = exp(p_j[i] - shift[i])
+                    ds_j[i] = p_j[i] * (ds_j[i] - delta[i]) * scale
+        multiply_rows(at_p, QUERIES * size, keys, at_g, e, queries, dv, dv_row)
+        multiply_rows(at_ds, QUERIES * size, keys, at_q, d, queries, dk, dk_row)
+        multiply(
+            at_ds, MR * size, QUERIES * size, queries, at_k_slivers, s, d, keys, block_dq, dq_row
+        )
 
 
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, options: Options
 ) -> tuple[np.ndarray, np.ndarray]:
     """q (B, H, T, D), k (B, H, S, D), v (B, H, S, E) -> out (B, H, T, E), lse (B, H, T)."""
-    b, h, t, _ = q.shape
-    out, lse = head_last((b, h, t, v.shape[3]), q.dtype), empty((b, h, t), q.dtype)
-    for rows, keys in query_blocks(q, k, options.is_causal):
-        p = block_scores(q, k, rows, keys, options)
-        if keys == 0:
-            lse[:, :, rows], out[:, :, rows] = -np.inf, 0
-            continue
-        top = p.max(axis=3, keepdims=True)
-        # A query that may attend to nothing has -inf everywhere; it gets zeros, not NaN.
-        np.copyto(top, 0, where=np.isneginf(top))
-        p -= top
-        np.exp(p, out=p)
-        total = p.sum(axis=3, keepdims=True)
-        with np.errstate(divide="ignore"):
-            lse[:, :, rows] = (np.log(total) + top)[..., 0]
-        np.copyto(total, 1, where=total == 0)
-        p /= total
-        if options.dropout_p:
-            p *= block_dropout(p.shape, rows, options, p.dtype)
-        matmul(p, v[:, :, :keys], out=out[:, :, rows])
-    return out, lse
+    b, h, t, d = q.shape
+    s, e = v.shape[2:]
+    dtype = q.dtype if q.dtype.char in "fd" else np.dtype(np.float32)
+    out, lse = head_last((b, h, t, e), dtype), empty((b, h, t), dtype)
+    wide = tile_width(dtype)
+    room = (s + MR) * d + (e + wide) * s + QUERIES * d + (s + 3) * QUERIES
+    run(attention_task, [q, k, v, out], [lse], [], room, options)
+    return out.astype(q.dtype, copy=False), lse
 
 
 def attention_backward(
@@ -114,41 +291,59 @@ def attention_backward(
     options: Options,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of q, k and v."""
-    dq = head_last(q.shape, q.dtype)
-    dk, dv = head_last(k.shape, q.dtype, fill=True), head_last(v.shape, q.dtype, fill=True)
-    lse = np.where(np.isneginf(lse), 0, lse)
-    for rows, keys in query_blocks(q, k, options.is_causal):
-        if keys == 0:
-            dq[:, :, rows] = 0
-            continue
-        do = grad[:, :, rows]
-        p = block_scores(q, k, rows, keys, options)
-        p -= lse[:, :, rows, None]
-        np.exp(p, out=p)
-        dp = empty(p.shape, p.dtype)
-        matmul(do, v[:, :, :keys].swapaxes(2, 3), out=dp)
-        # sum(do * out) equals sum(p * dp) over the keys, and is cheaper.
-        delta = np.einsum("bhtd,bhtd->bht", do, out[:, :, rows])[..., None]
-        if options.dropout_p:
-            kept = block_dropout(p.shape, rows, options, p.dtype)
-            dp *= kept
-            kept *= p
-            dv[:, :, :keys] += matmul(kept.swapaxes(2, 3), do)
-        else:
-            dv[:, :, :keys] += matmul(p.swapaxes(2, 3), do)
-        dp -= delta
-        dp *= p
-        dp *= options.scale
-        matmul(dp, k[:, :, :keys], out=dq[:, :, rows])
-        dk[:, :, :keys] += matmul(dp.swapaxes(2, 3), q[:, :, rows])
-    return dq, dk, dv
+    dtype, d, (s, e) = lse.dtype, q.shape[3], v.shape[2:]
+    grads = [head_last(x.shape, dtype) for x in (q, k, v)]
+    wide = tile_width(dtype)
+    room = (
+        (s + MR) * (d + e) + (d + wide) * s + 2 * QUERIES * (d + e + wide) + (2 * s + 3) * QUERIES
+    )
+    run(attention_backward_task, [q, k, v, out], [lse], [grad, *grads], room, options)
+    return tuple(g.astype(q.dtype, copy=False) for g in grads)
 
 
-def head_last(shape: tuple[int, ...], dtype: np.dtype, fill: bool = False) -> np.ndarray:
+def run(task, heads, vectors, more, room: int, options: Options) -> None:
+    """Starts a task, one piece per head; `room`: elements of workspace per thread."""
+    (lse,), q = vectors, heads[0]
+    (b, h, t, d), (s, e), dtype = q.shape, heads[2].shape[2:], lse.dtype
+    mask = full_mask(options.mask, (b, h, t, s), dtype)
+    room = -(-room // 16) * 16
+    space = empty(room * min(launch.threads(), max(1, b * h)), dtype)
+    strided = [row_contiguous(x, dtype) for x in (*heads, mask, *more)]
+    arrays = [*strided[:5], lse, space, *strided[5:]]
+    strides = []
+    for x in arrays:
+        strides += [0] * STRIDES if x is None or x.ndim < 4 else x.strides
+    threshold, dropped = threshold_and_scale(options.dropout_p)
+    sizes = [h, t, s, d, e, options.is_causal, mask is not None, room]
+    sizes += [options.dropout_key, threshold]
+    sizes += [0] * (DIMENSIONS - len(sizes)) + strides
+    task(b * h, arrays, sizes, [options.scale, dropped])
+
+
+def full_mask(mask, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+    """What is added to the scores, seen with their shape: broadcast axes have stride 0."""
+    if mask is None:
+        return None
+    if mask.dtype == bool:
+        mask = np.where(mask, dtype.type(0), dtype.type(-np.inf))
+    return np.broadcast_to(np.asarray(mask, dtype), shape)
+
+
+def row_contiguous(x: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
+    """x with rows that are contiguous in memory, as a mask need not be; a copy if need be."""
+    if x is None or (x.dtype == dtype and (x.strides[3] == x.itemsize or 0 in x.strides)):
+        return x
+    return operand(x, dtype)
+
+
+def tile_width(dtype: np.dtype) -> int:
+    return NV * CPU.vector_bytes // dtype.itemsize
+
+
+def head_last(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array (B, H, T, D) laid out in memory as (B, T, H, D).
 
     That is how the projections before and after attention see it, so merging the heads is free.
     """
     b, h, t, d = shape
-    memory = zeros((b, t, h, d), dtype) if fill else empty((b, t, h, d), dtype)
-    return memory.swapaxes(1, 2)
+    return empty((b, t, h, d), dtype).swapaxes(1, 2)

@@ -17,7 +17,10 @@ import numpy as np
 
 from .allocator import empty, zeros
 from .blocks import row_blocks
+from .launch import operand, pieces, rows, seen_as, span, summing_task, task
 from .matmul import matmul
+from .normalize import column_sums
+from .vector_math import LANES, exp, maximum
 
 LOGIT_BLOCK_BYTES = 16 * 1024 * 1024
 
@@ -72,27 +75,61 @@ class Target:
         return self.is_ids and self.label_smoothing == 0
 
 
+@summing_task
+def cross_entropy_task(arrays, sizes, numbers, piece, slot):
+    n, c, step = sizes[0], sizes[1], sizes[2]
+    first, last = piece * step, min(n, (piece + 1) * step)
+    z, lse = rows(arrays[0], first, last, c), span(arrays[1], first, last)
+    losses, weights = span(arrays[2], first, last), span(arrays[3], first, last)
+    ids = span(seen_as(arrays[4], np.int64), first, last)
+    kind = z.dtype.type
+    lanes = np.empty(LANES, z.dtype)
+    for i in range(last - first):
+        row = z[i]
+        top = maximum(row, lanes)
+        total = kind(0)
+        for j in range(c):
+            total += exp(row[j] - top)
+        lse[i] = np.log(total) + top
+        # not a product where the weight is 0: an ignored row of infinities must not give NaN
+        losses[i] = weights[i] * (lse[i] - row[ids[i]]) if weights[i] != kind(0) else kind(0)
+
+
 def cross_entropy(z: np.ndarray, target: Target) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) -> losses (N,), log-sum-exp (N,)."""
-    n, c = z.shape
-    losses, lse = empty((n,), z.dtype), empty((n,), z.dtype)
-    for rows in row_blocks(n, c * z.itemsize):
-        block, part = z[rows], target.rows(rows)
-        top = block.max(axis=1, keepdims=True)
-        shifted = block - top
-        np.exp(shifted, out=shifted)
-        lse[rows] = np.log(shifted.sum(axis=1)) + top[:, 0]
-        if part.is_plain:
-            _, ids = part.counted()
-            chosen = block[np.arange(len(block)), ids]
-            weight = part.row_weights(z.dtype)
-            # where, not a product: an ignored row of infinities must not give NaN
-            losses[rows] = np.where(weight == 0, 0, weight * (lse[rows] - chosen))
-        else:
-            log_p = block - lse[rows, None]
-            a = part.coefficients(c, z.dtype)
-            losses[rows] = -np.where(a == 0, 0, a * log_p).sum(axis=1)
-    return losses, lse
+    (n, c), source = z.shape, operand(z)
+    dtype = source.dtype
+    losses, lse = empty((n,), dtype), empty((n,), dtype)
+    if target.is_plain:
+        _, ids = target.counted()
+        weights = target.row_weights(dtype)
+    else:
+        ids, weights = np.zeros(n, np.int64), np.zeros(n, dtype)
+    count, step = pieces(n, c)
+    cross_entropy_task(count, [source, lse, losses, weights, operand(ids, np.int64)], [n, c, step])
+    if not target.is_plain:
+        for block in row_blocks(n, c * dtype.itemsize):
+            log_p = source[block] - lse[block, None]
+            a = target.rows(block).coefficients(c, dtype)
+            losses[block] = -np.where(a == 0, 0, a * log_p).sum(axis=1)
+    return losses.astype(z.dtype, copy=False), lse
+
+
+@task
+def cross_entropy_backward_task(arrays, sizes, numbers, piece, slot):
+    n, c, step = sizes[0], sizes[1], sizes[2]
+    first, last = piece * step, min(n, (piece + 1) * step)
+    z, dz = rows(arrays[0], first, last, c), rows(arrays[1], first, last, c)
+    lse, scales = span(arrays[2], first, last), span(arrays[3], first, last)
+    ids = span(seen_as(arrays[4], np.int64), first, last)
+    for i in range(last - first):
+        row, out, shift, scale = z[i], dz[i], lse[i], scales[i]
+        if scale == z.dtype.type(0):
+            out[:] = scale
+            continue
+        for j in range(c):
+            out[j] = exp(row[j] - shift) * scale
+        out[ids[i]] -= scale
 
 
 def cross_entropy_backward(
@@ -100,33 +137,33 @@ def cross_entropy_backward(
 ) -> np.ndarray:
     """Row gradients (N,) -> gradient of the logits (N, C), into `out` (which may be `z`)."""
     n, c = z.shape
-    for rows in row_blocks(n, c * z.itemsize):
-        d, part, g = out[rows], target.rows(rows), grad[rows]
-        np.subtract(z[rows], lse[rows, None], out=d)
+    if target.is_plain and z.dtype.char in "fd" and z.flags.c_contiguous:
+        _, ids = target.counted()
+        scales = operand(grad * target.row_weights(z.dtype), z.dtype)
+        count, step = pieces(n, c)
+        cross_entropy_backward_task(
+            count, [z, out, lse, scales, operand(ids, np.int64)], [n, c, step]
+        )
+        return out
+    for block in row_blocks(n, c * z.itemsize):
+        d, a = out[block], target.rows(block).coefficients(c, z.dtype)
+        np.subtract(z[block], lse[block, None], out=d)
         np.exp(d, out=d)
-        if part.is_plain:
-            _, ids = part.counted()
-            scale = g * part.row_weights(z.dtype)
-            d *= scale[:, None]
-            d[np.arange(len(d)), ids] -= scale
-            d[scale == 0] = 0
-        else:
-            a = part.coefficients(c, z.dtype)
-            d *= a.sum(axis=1, keepdims=True)
-            d -= a
-            d *= g[:, None]
+        d *= a.sum(axis=1, keepdims=True)
+        d -= a
+        d *= grad[block, None]
     return out
 
 
 def logit_blocks(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows of x (N, K) and their logits (rows, C), a block at a time."""
-    for rows in row_blocks(len(x), len(weight) * x.itemsize, LOGIT_BLOCK_BYTES):
-        z = matmul(x[rows], weight.T)
+    """Blocks of rows of x (N, K) and their logits (rows, C)."""
+    for block in row_blocks(len(x), len(weight) * x.itemsize, LOGIT_BLOCK_BYTES):
+        z = matmul(x[block], weight.T)
         if bias is not None:
             z += bias
-        yield rows, z
+        yield block, z
 
 
 def linear_cross_entropy(
@@ -134,8 +171,8 @@ def linear_cross_entropy(
 ) -> tuple[np.ndarray, np.ndarray]:
     """x (N, K), weight (C, K), bias (C,) -> losses (N,), log-sum-exp (N,)."""
     losses, lse = empty((len(x),), x.dtype), empty((len(x),), x.dtype)
-    for rows, z in logit_blocks(x, weight, bias):
-        losses[rows], lse[rows] = cross_entropy(z, target.rows(rows))
+    for block, z in logit_blocks(x, weight, bias):
+        losses[block], lse[block] = cross_entropy(z, target.rows(block))
     return losses, lse
 
 
@@ -152,12 +189,12 @@ def linear_cross_entropy_backward(
     dx = empty(x.shape, x.dtype) if needs[0] else None
     dweight = zeros(weight.shape, weight.dtype) if needs[1] else None
     dbias = zeros(bias.shape, bias.dtype) if needs[2] else None
-    for rows, z in logit_blocks(x, weight, bias):
-        dz = cross_entropy_backward(grad[rows], z, lse[rows], target.rows(rows), out=z)
+    for block, z in logit_blocks(x, weight, bias):
+        dz = cross_entropy_backward(grad[block], z, lse[block], target.rows(block), out=z)
         if needs[0]:
-            dx[rows] = matmul(dz, weight)
+            matmul(dz, weight, out=dx[block])
         if needs[1]:
-            dweight += matmul(dz.T, x[rows])
+            dweight += matmul(dz.T, x[block])
         if needs[2]:
-            dbias += dz.sum(axis=0)
+            dbias += column_sums(dz)
     return dx, dweight, dbias

@@ -1,119 +1,202 @@
-"""GELU, erf and dropout masks: element-wise formulas that NumPy lacks or would do in many passes.
+"""GELU, sums and dropout, element by element, in one pass over memory.
 
 GELU(x) = x * Phi(x), with Phi the normal distribution function; its tanh form replaces Phi by
-0.5 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) (Hendrycks and Gimpel, arXiv 1606.08415).
+0.5 * (1 + tanh(u)), u = sqrt(2/pi) * (x + 0.044715 x^3) (Hendrycks and Gimpel, arXiv 1606.08415).
+That factor is the logistic function of 2u, so exp is all it takes.
 """
 
 import math
 
 import numpy as np
+from numba import njit
 
 from .allocator import empty
-from .blocks import flat, row_blocks
+from .launch import operand, pieces, span, task
+from .philox import U32, U64, philox
+from .vector_math import exp
 
-SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 CUBIC = 0.044715
+TWICE = 2 * math.sqrt(2 / math.pi)
+ROOT_HALF = math.sqrt(0.5)
+DENSITY = 1 / math.sqrt(2 * math.pi)
 
 # erfc(x) * exp(x^2) * (1 + 2x) for x >= 0 is smooth in t = (x - 3.75) / (x + 3.75), so a short
 # Chebyshev series in t is enough: 24 terms give erf to an absolute error of 5e-16.
-ERFC_SERIES = np.array(
-    [
-        1.1775789345674017541,
-        -0.0045900545806464773309,
-        -0.084249133366517915584,
-        0.059209939998191890498,
-        -0.026658668435305752277,
-        0.0090749976707052650939,
-        -0.0024131635404176081909,
-        0.00049077583652580863229,
-        -0.000069169733025012063671,
-        4.1390279860730101675e-6,
-        7.7403830661984906686e-7,
-        -2.1886401049234395661e-7,
-        1.0764999465670910377e-8,
-        4.5219598112182868979e-9,
-        -7.7544002088313511065e-10,
-        -6.3180883408866844944e-11,
-        2.8687950109306698981e-11,
-        1.945586854577734723e-13,
-        -9.6546967484334389059e-13,
-        3.2525481481487398415e-14,
-        3.3478119482868053878e-14,
-        -1.8645628804193131016e-15,
-        -1.2507950530688647086e-15,
-        7.4182352566240434579e-17,
-    ]
+ERFC_SERIES = (
+    1.1775789345674017541,
+    -0.0045900545806464773309,
+    -0.084249133366517915584,
+    0.059209939998191890498,
+    -0.026658668435305752277,
+    0.0090749976707052650939,
+    -0.0024131635404176081909,
+    0.00049077583652580863229,
+    -0.000069169733025012063671,
+    4.1390279860730101675e-6,
+    7.7403830661984906686e-7,
+    -2.1886401049234395661e-7,
+    1.0764999465670910377e-8,
+    4.5219598112182868979e-9,
+    -7.7544002088313511065e-10,
+    -6.3180883408866844944e-11,
+    2.8687950109306698981e-11,
+    1.945586854577734723e-13,
+    -9.6546967484334389059e-13,
+    3.2525481481487398415e-14,
+    3.3478119482868053878e-14,
+    -1.8645628804193131016e-15,
+    -1.2507950530688647086e-15,
+    7.4182352566240434579e-17,
 )
 
 
-def erf(x: np.ndarray) -> np.ndarray:
-    """The error function, computed in float64, absolute error below 1e-15."""
-    z = np.minimum(np.abs(x, dtype=np.float64), 30.0)  # erf is 1 far earlier, and inf/inf is not
-    series = np.polynomial.chebyshev.chebval((z - 3.75) / (z + 3.75), ERFC_SERIES)
-    return np.copysign(1 - np.exp(-z * z) * series / (1 + 2 * z), x)
+@njit(error_model="numpy", fastmath={"contract"})
+def logistic_of_gelu(x):
+    """0.5 * (1 + tanh(u)), in the type of x."""
+    kind = type(x)
+    two_u = kind(TWICE) * (x + kind(CUBIC) * (x * x * x))
+    return kind(1) / (kind(1) + exp(-two_u))
+
+
+@njit(error_model="numpy")
+def normal_cdf(x):
+    """Phi(x) = 0.5 * (1 + erf(x / sqrt 2)), computed in float64, absolute error below 1e-15."""
+    value = np.float64(x) * ROOT_HALF
+    z = abs(value)
+    z = 30.0 if z > 30.0 else z  # erf is 1 far earlier, and inf / inf is not
+    t = 2.0 * (z - 3.75) / (z + 3.75)
+    older, newer = 0.0, 0.0
+    for i in range(len(ERFC_SERIES) - 1, 0, -1):  # Clenshaw's recurrence
+        older, newer = newer, t * newer - older + ERFC_SERIES[i]
+    series = 0.5 * t * newer - older + ERFC_SERIES[0]
+    tail = 0.5 * exp(-z * z) * series / (1.0 + 2.0 * z)
+    return tail if value < 0.0 else 1.0 - tail
+
+
+@task
+def gelu_task(arrays, sizes, numbers, piece, slot):
+    n, step, tanh = sizes[0], sizes[1], sizes[2]
+    first, last = piece * step, min(n, (piece + 1) * step)
+    x, y = span(arrays[0], first, last), span(arrays[1], first, last)
+    kind = x.dtype.type
+    if tanh:
+        for i in range(len(x)):
+            y[i] = x[i] * logistic_of_gelu(x[i])
+    else:
+        for i in range(len(x)):
+            y[i] = x[i] * kind(normal_cdf(x[i]))
+
+
+@task
+def gelu_backward_task(arrays, sizes, numbers, piece, slot):
+    n, step, tanh = sizes[0], sizes[1], sizes[2]
+    first, last = piece * step, min(n, (piece + 1) * step)
+    x, grad, dx = (
+        span(arrays[0], first, last),
+        span(arrays[1], first, last),
+        span(arrays[2], first, last),
+    )
+    kind = x.dtype.type
+    if tanh:  # s + x s', with s' = s (1 - s) * 2u'
+        for i in range(len(x)):
+            v = x[i]
+            s = logistic_of_gelu(v)
+            slope = kind(TWICE) * (kind(1) + kind(3 * CUBIC) * (v * v))
+            dx[i] = grad[i] * (s + v * s * (kind(1) - s) * slope)
+    else:
+        for i in range(len(x)):
+            v = np.float64(x[i])
+            dx[i] = grad[i] * kind(normal_cdf(x[i]) + v * DENSITY * exp(-0.5 * v * v))
 
 
 def gelu(x: np.ndarray, tanh: bool) -> np.ndarray:
     """GELU of every element, in its tanh form or exact."""
-    out = empty(x.shape, x.dtype)
-    source, target = flat(x), flat(out)
-    for block in row_blocks(x.size, x.itemsize):
-        v, y = source[block], target[block]
-        if tanh:
-            np.multiply(v, v, out=y)
-            y *= CUBIC * SQRT_2_OVER_PI
-            y += SQRT_2_OVER_PI
-            y *= v
-            np.tanh(y, out=y)
-        else:
-            y[...] = erf(v * math.sqrt(0.5))
-        y += 1
-        y *= v
-        y *= 0.5
-    return out
+    source = operand(x)
+    out = empty(x.shape, source.dtype)
+    count, step = pieces(x.size, 1)
+    gelu_task(count, [source, out], [x.size, step, tanh])
+    return out.astype(x.dtype, copy=False)
 
 
 def gelu_backward(x: np.ndarray, grad: np.ndarray, tanh: bool) -> np.ndarray:
     """grad * d GELU(x)/dx."""
-    out = empty(x.shape, x.dtype)
-    source, upstream, target = flat(x), flat(grad), flat(out)
-    for block in row_blocks(x.size, x.itemsize):
-        v, y = source[block], target[block]
-        square = v * v
-        if tanh:
-            # 0.5 (1 + t) + 0.5 x (1 - t^2) c (1 + 3 CUBIC x^2)
-            #   = 0.5 (1 + t) (1 + x (1 - t) c (1 + 3 CUBIC x^2))
-            t = np.tanh((square * (CUBIC * SQRT_2_OVER_PI) + SQRT_2_OVER_PI) * v)
-            square *= 3 * CUBIC * SQRT_2_OVER_PI
-            square += SQRT_2_OVER_PI
-            square *= v
-            np.subtract(1, t, out=y)
-            y *= square
-            y += 1
-            t += 1
-            y *= t
-            y *= 0.5
+    source = operand(x)
+    out = empty(x.shape, source.dtype)
+    count, step = pieces(x.size, 1)
+    gelu_backward_task(count, [source, operand(grad, source.dtype), out], [x.size, step, tanh])
+    return out.astype(x.dtype, copy=False)
+
+
+@task
+def add_task(arrays, sizes, numbers, piece, slot):
+    n, step = sizes[0], sizes[1]
+    first, last = piece * step, min(n, (piece + 1) * step)
+    a, b, y = (
+        span(arrays[0], first, last),
+        span(arrays[1], first, last),
+        span(arrays[2], first, last),
+    )
+    for i in range(len(a)):
+        y[i] = a[i] + b[i]
+
+
+def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """a + b of one shape, contiguous, both float32 or both float64; `out` may be either of them."""
+    out = empty(a.shape, a.dtype) if out is None else out
+    count, step = pieces(a.size, 1)
+    add_task(count, [a, b, out], [a.size, step])
+    return out
+
+
+WORDS = 64  # consecutive elements that take the same word of four of consecutive counters
+
+
+@task
+def dropout_task(arrays, sizes, numbers, piece, slot):
+    """y = x * mask / (1 - p) (+ residual). Element 256 c + 64 w + l: word w of counter 64 c + l."""
+    n, step = sizes[0], sizes[1]
+    key, threshold, has_residual = U64(sizes[2]), U32(sizes[3]), sizes[4]
+    first, last = piece * step, min(n, (piece + 1) * step)
+    x, y = span(arrays[0], first, last), span(arrays[1], first, last)
+    kind = x.dtype.type
+    scale, zero = kind(numbers[0]), kind(0)
+    factors = np.empty(4 * WORDS, x.dtype)
+    for start in range(0, last - first, 4 * WORDS):
+        counter = U64((first + start) // 4)
+        low, high = U32(counter), U32(counter >> U64(32))
+        for i in range(WORDS):
+            a, b, c, d = philox(U32(low + U32(i)), high, U32(0), U32(0), key)
+            factors[i] = scale if a >= threshold else zero
+            factors[WORDS + i] = scale if b >= threshold else zero
+            factors[2 * WORDS + i] = scale if c >= threshold else zero
+            factors[3 * WORDS + i] = scale if d >= threshold else zero
+        end = min(start + 4 * WORDS, last - first)
+        block_x, block_y = x[start:end], y[start:end]
+        if has_residual:
+            more = span(arrays[2], first + start, first + end)
+            for i in range(len(block_x)):
+                block_y[i] = more[i] + block_x[i] * factors[i]
         else:
-            density = np.exp(square * -0.5) * (1 / math.sqrt(2 * math.pi))
-            y[...] = 0.5 * (1 + erf(v * math.sqrt(0.5))) + v * density
-        y *= upstream[block]
-    return out
+            for i in range(len(block_x)):
+                block_y[i] = block_x[i] * factors[i]
 
 
-def dropout_scale(shape: tuple[int, ...], p: float, key: int, dtype: np.dtype) -> np.ndarray:
-    """What dropout multiplies by: 0 with probability `p`, else 1 / (1 - p).
+def threshold_and_scale(p: float) -> tuple[int, float]:
+    """A random uint32 below the threshold means "drop"; the rest is scaled."""
+    return min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
 
-    The bits come from a counter-based generator (Philox), so the same `key` gives the same mask
-    whenever it is asked for: backward makes the mask again instead of keeping it.
+
+def dropout(x: np.ndarray, p: float, key: int, residual: np.ndarray | None = None) -> np.ndarray:
+    """Zero with probability `p`, else x / (1 - p); plus `residual` of the same shape.
+
+    The bits are a function of `key` (below 2^63) and the element's place alone.
     """
-    size = math.prod(shape)
-    out = empty(shape, dtype)
-    target = flat(out)
-    bits = np.random.Philox(key=key)
-    threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
-    scale = np.dtype(dtype).type(1 / (1 - p)) if p < 1 else np.dtype(dtype).type(0)
-    for block in row_blocks(size, 4):
-        words = bits.random_raw((block.stop - block.start + 1) // 2).view(np.uint32)
-        keep = words[: block.stop - block.start] >= threshold
-        np.multiply(keep, scale, out=target[block])
-    return out
+    source = operand(x)
+    out = empty(x.shape, source.dtype)
+    threshold, scale = threshold_and_scale(p)
+    count, step = pieces(x.size, 1)
+    more = None if residual is None else operand(residual, source.dtype)
+    dropout_task(
+        count, [source, out, more], [x.size, step, key, threshold, more is not None], [scale]
+    )
+    return out.astype(x.dtype, copy=False)

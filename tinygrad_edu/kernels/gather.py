@@ -2,13 +2,46 @@
 
 import numpy as np
 
-from .allocator import empty, zeros
+from .allocator import empty
+from .launch import carray, operand, pieces, rows, seen_as, task
+
+
+@task
+def gather_task(arrays, sizes, numbers, piece, slot):
+    n, c, step = sizes[0], sizes[1], sizes[2]
+    first, last = piece * step, min(n, (piece + 1) * step)
+    out, ids = rows(arrays[0], first, last, c), carray(seen_as(arrays[2], np.int64), n)
+    for i in range(last - first):
+        row, target = rows(arrays[1], ids[first + i], ids[first + i] + 1, c)[0], out[i]
+        for j in range(c):
+            target[j] = row[j]
 
 
 def gather_rows(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """table (V, C), ids (...) -> (..., C)."""
-    out = empty((*ids.shape, table.shape[1]), table.dtype)
-    return np.take(table, ids, axis=0, out=out, mode="wrap")  # "wrap" writes without a buffer
+    """table (V, C), ids (...), 0 <= id < V -> (..., C)."""
+    source, c = operand(table), table.shape[1]
+    out = empty((*ids.shape, c), source.dtype)
+    count, step = pieces(ids.size, c)
+    gather_task(count, [out, source, operand(ids, np.int64)], [ids.size, c, step])
+    return out.astype(table.dtype, copy=False)
+
+
+@task
+def scatter_task(arrays, sizes, numbers, piece, slot):
+    n, v, c, step = sizes[0], sizes[1], sizes[2], sizes[3]
+    first, last = piece * step, min(v, (piece + 1) * step)
+    out = rows(arrays[0], first, last, c)
+    order, starts = (
+        carray(seen_as(arrays[2], np.int64), n),
+        carray(seen_as(arrays[3], np.int64), v + 1),
+    )
+    for i in range(last - first):
+        target = out[i]
+        target[:] = out.dtype.type(0)
+        for place in range(starts[first + i], starts[first + i + 1]):
+            grad = rows(arrays[1], order[place], order[place] + 1, c)[0]
+            for j in range(c):
+                target[j] += grad[j]
 
 
 def scatter_rows(grad: np.ndarray, ids: np.ndarray, rows: int) -> np.ndarray:
@@ -16,13 +49,11 @@ def scatter_rows(grad: np.ndarray, ids: np.ndarray, rows: int) -> np.ndarray:
 
     Sorting the ids brings equal ones together, so each row is one sum, in the order of the text.
     """
-    c = grad.shape[-1]
-    out = zeros((rows, c), grad.dtype)
-    if ids.size == 0 or c == 0:
-        return out
-    flat_ids = ids.reshape(ids.size)
-    order = np.argsort(flat_ids, kind="stable")
-    ordered = flat_ids[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    out[ordered[starts]] = np.add.reduceat(grad.reshape(ids.size, c)[order], starts, axis=0)
-    return out
+    source, c, flat_ids = operand(grad), grad.shape[-1], ids.reshape(ids.size)
+    out = empty((rows, c), source.dtype)
+    order = np.argsort(flat_ids, kind="stable").astype(np.int64, copy=False)
+    starts = np.zeros(rows + 1, np.int64)  # where each row's part of `order` begins
+    np.cumsum(np.bincount(flat_ids, minlength=rows), out=starts[1:])
+    count, step = pieces(rows, c)
+    scatter_task(count, [out, source, order, starts], [ids.size, rows, c, step])
+    return out.astype(grad.dtype, copy=False)

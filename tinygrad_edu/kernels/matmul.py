@@ -11,6 +11,7 @@ import numbers
 import numpy as np
 import threadpoolctl
 
+from . import launch
 from .allocator import empty
 
 
@@ -30,8 +31,7 @@ def numba_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
 
 
 BACKENDS = {"numpy": numpy_backend, "numba": numba_backend}
-_threads: int | None = None  # as set by `set_num_threads`; Numba hears of it when it is used
-_backend = numpy_backend
+_backend = numba_backend
 
 
 def set_matmul_backend(name: str) -> None:
@@ -41,25 +41,14 @@ def set_matmul_backend(name: str) -> None:
         known = ", ".join(repr(key) for key in BACKENDS)
         raise ValueError(f"unknown matmul backend {name!r}: choose one of {known}")
     _backend = BACKENDS[name]
-    tell_numba()
 
 
 def set_num_threads(n: int) -> None:
-    """Sets how many threads a matrix product may use (1 or more)."""
+    """Sets how many threads kernels may use (1 or more)."""
     if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
         raise ValueError(f"set_num_threads needs a whole number of at least 1, got {n!r}")
-    global _threads
-    _threads = n
+    launch.set_threads(n)
     threadpoolctl.threadpool_limits(limits=n, user_api="blas")
-    tell_numba()
-
-
-def tell_numba() -> None:
-    """Numba takes a fifth of a second to import, so it is told only where it computes."""
-    if _backend is numba_backend and _threads is not None:
-        import numba
-
-        numba.set_num_threads(min(_threads, numba.config.NUMBA_NUM_THREADS))
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

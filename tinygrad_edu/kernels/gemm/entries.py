@@ -8,7 +8,7 @@ from numba import njit, prange, types
 
 from .blocked import blocked, epilogue, fetch_add
 from .gemm import BLOCKED, DIRECT, THIN
-from .jit import Kernel
+from ..jit import Kernel
 from .microkernel import itemsize, pointer, step
 from .unpacked import direct, dots, thin
 

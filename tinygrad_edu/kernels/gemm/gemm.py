@@ -18,6 +18,8 @@ import threading
 
 import numpy as np
 
+from ..launch import threads
+
 SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
 DIRECT_DEPTH = 2048  # ... and longest sum, which bounds the room for a sliver
 THIN_ALONE = 1 << 18  # elements of B up to which a thin product stays on one thread
@@ -139,12 +141,6 @@ def _kernels():
     return _engine
 
 
-def _threads():
-    import numba
-
-    return numba.get_num_threads()
-
-
 def _space(name, count, dtype):
     """At least `count` elements, kept from call to call; what is in them is left over."""
     spaces = _local.__dict__
@@ -219,7 +215,7 @@ def _product(a, b, out, bias, add):
     work = m * n * k
     way = THIN if thin else DIRECT if work <= SMALL and k <= DIRECT_DEPTH else BLOCKED
     # A thin product on one thread needs no queue; where its columns are cut changes no bit.
-    if way == DIRECT or (way == THIN and (n * k <= THIN_ALONE or _threads() == 1)):
+    if way == DIRECT or (way == THIN and (n * k <= THIN_ALONE or threads() == 1)):
         space = _space("b", 64 * max(k, 32), dtype)  # a sliver of B, or FEW rows of A
         _kernels().here[dtype.char](a, b, out, bias if has_bias else out, has_bias, add, way, space)
     else:
@@ -236,7 +232,7 @@ def _product(a, b, out, bias, add):
 def _launch(a, b, out, bias, add, way):
     """All threads; arrays are (b0, b1, rows, columns)."""
     m, k, n = a.shape[2], a.shape[3], b.shape[3]
-    dtype, threads, batch = a.dtype, _threads(), out.shape[0] * out.shape[1]
+    dtype, workers, batch = a.dtype, threads(), out.shape[0] * out.shape[1]
     if way == BLOCKED:
         plan, a_count, b_count, state_count = _plan(m, n, k, dtype.itemsize)
     else:
@@ -244,14 +240,14 @@ def _launch(a, b, out, bias, add, way):
         b_count = 64 * max(k, 32)  # a sliver of B, or FEW rows of A
     own = batch > 1 or way != BLOCKED
     kernel = _kernels().on_threads[dtype.char]
-    state = _space("state", state_count * (threads + 1 if own else 1), INT)
+    state = _space("state", state_count * (workers + 1 if own else 1), INT)
     state[: 1 if own else state_count] = 0
-    a_space = _space("a", a_count * threads, dtype)
-    b_space = _space("b", b_count * (threads if own else 1), dtype)
+    a_space = _space("a", a_count * workers, dtype)
+    b_space = _space("b", b_count * (workers if own else 1), dtype)
     has_bias = bias is not None
     bias = bias if has_bias else out
     kernel(
-        threads,
+        workers,
         a,
         b,
         out,

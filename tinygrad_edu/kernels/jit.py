@@ -2,7 +2,7 @@
 
 Numba can cache compiled functions, but it looks for changes only in the file of the function
 itself, while a kernel here is built from pieces in several files. So the cache folder is named by
-a hash of every source file beside this one: edit any of them and an empty folder is used. Numba's
+a hash of every kernel source: edit any of them and an empty folder is used. Numba's
 own key inside it adds the signature, the CPU's name and features. A folder that cannot be written
 is passed over; when none can, kernels are compiled in every process.
 
@@ -10,6 +10,7 @@ Explicit signatures make Numba compile at decoration, that is at import. `Kernel
 first call instead.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -28,8 +29,8 @@ def cache_folder():
     import numba
 
     digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(HERE.glob("*.py")):
-        digest.update(source.name.encode() + source.read_bytes())
+    for source in sorted(HERE.rglob("*.py")):
+        digest.update(str(source.relative_to(HERE)).encode() + source.read_bytes())
     name = "kernels-" + digest.hexdigest()[:16]
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for base in (numba.config.CACHE_DIR, HERE / "__pycache__", user):
@@ -45,25 +46,34 @@ def cache_folder():
     return None
 
 
-def _decorate(function, options):
+def cached(decorator, function, **options):
+    """decorator(cache=True, **options)(function), with the machine code in `cache_folder`."""
     import numba
 
     folder = cache_folder()
     if folder is None:
-        return numba.njit(**options)(function)
-    before, numba.config.CACHE_DIR = (
-        numba.config.CACHE_DIR,
-        folder,
-    )  # read while the decorator runs, and never after
-    try:
-        return numba.njit(cache=True, **options)(function)
+        return decorator(**options)(function)
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, folder
+    try:  # the folder is read while the decorator runs, and never after
+        return decorator(cache=True, **options)(function)
     finally:
         numba.config.CACHE_DIR = before
 
 
-def _announce(name):
-    if sys.stderr is not None and sys.stderr.isatty():
-        print(f"compiling {name} (once; then it is read from disk)", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def announced(name):
+    """On a terminal, says which kernel is compiling if that takes more than half a second."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    text = f"compiling {name} (once; then it is read from disk)"
+    notice = threading.Timer(0.5, lambda: print(text, file=sys.stderr, flush=True))
+    notice.daemon = True
+    notice.start()  # loading from disk is over before the notice is due
+    try:
+        yield
+    finally:
+        notice.cancel()
 
 
 class Kernel:
@@ -84,20 +94,15 @@ class Kernel:
             return self._compile(dtype)
 
     def _compile(self, dtype):
-        notice = threading.Timer(0.5, _announce, [f"{self.function.__name__} for {NAMES[dtype]}"])
-        notice.daemon = True
-        notice.start()  # loading from disk is over before the notice is due
-        try:
-            kernel = _decorate(self.function, self.options)
+        import numba
+
+        with announced(f"{self.function.__name__} for {NAMES[dtype]}"):
+            kernel = cached(numba.njit, self.function, **self.options)
             try:
                 kernel.compile(self.signature(dtype))
             except OSError:  # the disk is full, say: the cache is a convenience
-                import numba
-
                 kernel = numba.njit(**self.options)(self.function)
                 kernel.compile(self.signature(dtype))
             kernel.disable_compile()
-        finally:
-            notice.cancel()
         self.compiled[dtype] = kernel
         return kernel

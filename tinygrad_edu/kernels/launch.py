@@ -1,0 +1,233 @@
+"""Running a compiled kernel on all threads: one way for every kernel that is not a matrix product.
+
+A kernel's work is cut into pieces, numbered from 0. The cuts depend on shapes alone, and whoever
+takes a piece does all of it, so the bits of a result do not depend on the number of threads. Each
+thread takes the next number from a counter, so that a thread the operating system holds up takes
+fewer pieces instead of keeping the others waiting.
+
+    @task
+    def double(arrays, sizes, numbers, piece, slot):
+        n, step = sizes[0], sizes[1]
+        first, last = piece * step, min(n, (piece + 1) * step)
+        x, y = span(arrays[0], first, last), span(arrays[1], first, last)
+        for i in range(len(x)):
+            y[i] = x[i] + x[i]
+
+    double(pieces, [x, y], [n, step])
+
+`slot` numbers the threads, for kernels that need workspace of their own.
+
+A task is compiled once per element type (float32, float64), when it is first called. Its arguments
+travel in one block of memory, which is why every task has the same signature and one launcher, with
+the only parallel loop, serves them all: compiling takes a few tenths of a second per task instead
+of seconds. `arrays` are pointers to the element type; `seen_as` turns one into a pointer to another.
+"""
+
+import struct
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, config, njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from . import jit
+
+ARRAYS, SIZES, NUMBERS = 16, 64, 8  # what the block has room for, after the counter
+HEADER = object.__basicsize__  # bytes of an ndarray object before its data pointer, its first field
+SMALL = 1 << 15  # elements: below this, waking a second thread costs more than it helps
+
+_threads = config.NUMBA_NUM_THREADS
+_local = threading.local()
+
+
+@intrinsic
+def seen_as(typingctx, pointer, kind):
+    """The pointer, to elements of another type: seen_as(arrays[2], np.int64)."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(kind.dtype)(pointer, kind), codegen
+
+
+@njit
+def span(pointer, first, last):
+    """Elements first .. last - 1 behind a pointer, as an array indexed from 0.
+
+    Numba lets indices count from the end; it must see that they start at 0 to vectorise a loop.
+    """
+    return carray(pointer, last)[first:last]
+
+
+@njit
+def rows(pointer, first, last, columns):
+    """Rows first .. last - 1 of a contiguous matrix, as an array (last - first, columns)."""
+    return carray(pointer, (last, columns))[first:last]
+
+
+def operand(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
+    """The array as kernels want it: contiguous, and float32 where it is neither that nor float64.
+
+    Compute in the result; convert back with `astype(array.dtype, copy=False)`.
+    """
+    if dtype is None:
+        dtype = array.dtype if array.dtype.char in "fd" else np.dtype(np.float32)
+    return np.ascontiguousarray(array, dtype)
+
+
+def set_threads(n: int) -> None:
+    global _threads
+    _threads = min(n, config.NUMBA_NUM_THREADS)
+
+
+def threads() -> int:
+    return _threads
+
+
+def pieces(rows: int, row_size: int, grain: int = SMALL // 2) -> tuple[int, int]:
+    """(number of pieces, rows per piece) so that a piece has about `grain` elements."""
+    step = max(1, grain // max(1, row_size))
+    return -(-rows // step), step
+
+
+@intrinsic
+def _call(typingctx, address, block, count, slot):
+    """Calls the task at `address` for one piece after another until all `count` are taken.
+
+    The block: counter, array pointers, sizes, numbers, 8 bytes each.
+    """
+
+    def codegen(context, builder, signature, args):
+        i64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer] * 3 + [i64] * 2)
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        base = builder.inttoptr(args[1], pointer)
+        at = [8, 8 + 8 * ARRAYS, 8 + 8 * (ARRAYS + SIZES)]
+        places = [builder.gep(base, [i64(offset)]) for offset in at]
+        counter = builder.bitcast(base, i64.as_pointer())
+        loop, body, done = (builder.append_basic_block(n) for n in ("pieces", "piece", "done"))
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        piece = builder.atomic_rmw("add", counter, i64(1), "monotonic")
+        builder.cbranch(builder.icmp_signed("<", piece, args[2]), body, done)
+        builder.position_at_end(body)
+        builder.call(function, [*places, piece, args[3]])
+        builder.branch(loop)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def _read_pointers(typingctx, block, count, header):
+    """Replaces each array object's address in the block by that of its data."""
+
+    def codegen(context, builder, signature, args):
+        i64 = ir.IntType(64)
+        base = builder.inttoptr(builder.add(args[0], i64(8)), i64.as_pointer())
+        with cgutils.for_range(builder, args[1], intp=i64) as loop:
+            place = builder.gep(base, [loop.index])
+            array = builder.load(place)
+            with builder.if_then(builder.icmp_unsigned("!=", array, i64(0))):
+                field = builder.inttoptr(builder.add(array, args[2]), i64.as_pointer())
+                builder.store(builder.load(field), place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+def launch(address, block, arrays, header, count, threads):
+    """Runs `count` pieces of the task at `address` on `threads` threads."""
+    _read_pointers(block, arrays, header)
+    if threads == 1:
+        _call(address, block, count, 0)
+    else:
+        for slot in prange(threads):
+            _call(address, block, count, slot)
+
+
+_launch = jit.Kernel(
+    launch, lambda dtype: types.void(*[types.int64] * 6), parallel=True, nogil=True
+)
+
+
+class Block:
+    """The memory that carries one call's arguments, one per Python thread."""
+
+    def __init__(self) -> None:
+        self.memory = np.zeros(1 + ARRAYS + SIZES + NUMBERS, np.int64)
+        self.address = self.memory.ctypes.data
+
+
+SHORT = {n: struct.Struct(f"{n}q") for n in range(1 + SIZES)}
+LONG = {n: struct.Struct(f"{n}d") for n in range(1 + NUMBERS)}
+
+
+class Task:
+    """`body(arrays, sizes, numbers, piece, slot)`, compiled per element type on first use."""
+
+    def __init__(self, body: Callable, **options) -> None:
+        self.body, self.options = body, {"error_model": "numpy", **options}
+        self.compiled: dict[str, tuple] = {}
+        self.__doc__, self.__name__ = body.__doc__, body.__name__
+
+    def __call__(
+        self,
+        count: int,
+        arrays: Sequence[np.ndarray | None],
+        sizes: Sequence[int] = (),
+        numbers: Sequence[float] = (),
+        small: bool = False,
+    ) -> None:
+        """Does pieces 0 .. count - 1. The first array's dtype decides; None is a null pointer.
+
+        The task sees no shapes or strides: callers pass contiguous arrays, or strides as sizes.
+        """
+        dtype = arrays[0].dtype.char
+        address = (self.compiled.get(dtype) or self.compile(dtype))[0]
+        try:
+            block = _local.block
+        except AttributeError:
+            block = _local.block = Block()
+        memory, held = block.memory, [0 if a is None else id(a) for a in arrays]
+        SHORT[1 + len(held)].pack_into(memory, 0, 0, *held)
+        SHORT[len(sizes)].pack_into(memory, 8 + 8 * ARRAYS, *sizes)
+        LONG[len(numbers)].pack_into(memory, 8 + 8 * (ARRAYS + SIZES), *numbers)
+        workers = 1 if small else min(_threads, count)
+        _launch["d"](address, block.address, len(held), HEADER, count, workers)
+
+    def compile(self, dtype: str) -> tuple:
+        scalar = {"f": types.float32, "d": types.float64}[dtype]
+        pointers = types.CPointer(types.CPointer(scalar))
+        signature = types.void(
+            pointers,
+            types.CPointer(types.int64),
+            types.CPointer(types.float64),
+            types.int64,
+            types.int64,
+        )
+
+        def decorator(**options):
+            return cfunc(signature, **options)
+
+        with jit.announced(f"{self.__name__} for {jit.NAMES[dtype]}"):
+            try:
+                function = jit.cached(decorator, self.body, **self.options)
+            except OSError:  # no room for the cache
+                function = decorator(**self.options)(self.body)
+        self.compiled[dtype] = function.address, function
+        return self.compiled[dtype]
+
+
+def task(body: Callable) -> Task:
+    """Sums keep their order: a task's loops run as they are written."""
+    return Task(body)
+
+
+def summing_task(body: Callable) -> Task:
+    """A task whose sums may be taken in lanes, which vectorises them; NaN and infinity survive."""
+    return Task(body, fastmath={"contract", "reassoc", "nsz"})
