@@ -61,7 +61,10 @@ def multiply(a, a_panel, a_k, m, b, b_depth, n, depth, c, c_row):
         for i in range(0, m, MR):
             panel, target = step(a, i // MR * a_panel), step(c, i * c_row + j * size)
             rows, columns = min(MR, m - i), min(wide, n - j)
-            tile(MR, NV, True, panel, size, a_k, sliver, wide * size, depth, target, c_row, rows, columns, False)  # fmt: skip
+            tile(
+                MR, NV, True, panel, size, a_k, sliver, wide * size, depth,
+                target, c_row, rows, columns, False,
+            )  # fmt: skip
 
 
 @njit(error_model="numpy")
@@ -73,7 +76,10 @@ def multiply_rows(a, a_row, m, b, n, depth, c, c_row):
         for i in range(0, m, MR):
             start, target = step(a, i * a_row), step(c, i * c_row + j * size)
             rows, columns = min(MR, m - i), min(wide, n - j)
-            tile(MR, NV, False, start, a_row, size, sliver, wide * size, depth, target, c_row, rows, columns, True)  # fmt: skip
+            tile(
+                MR, NV, False, start, a_row, size, sliver, wide * size, depth,
+                target, c_row, rows, columns, True,
+            )  # fmt: skip
 
 
 @njit(error_model="numpy")
@@ -157,7 +163,8 @@ def attention_task(arrays, sizes, numbers, piece, slot):
         block_out = step(out, i0 * out_row)
         pack_scaled_queries(step(q, i0 * q_row), q_row, queries, d, scale, at_q)
         multiply(at_k, MR * d * size, MR * size, keys, at_q, d, queries, d, at_p, QUERIES * size)
-        mask_scores(p, has_mask, keys, queries, future, step(mask, i0 * mask_row), mask_row, mask_column)  # fmt: skip
+        block_mask = step(mask, i0 * mask_row)
+        mask_scores(p, has_mask, keys, queries, future, block_mask, mask_row, mask_column)
         top[:] = kind(-np.inf)
         for j in range(keys):
             row = p[j]
@@ -247,7 +254,8 @@ def attention_backward_task(arrays, sizes, numbers, piece, slot):
         pack_b(block_g, size, grad_row, e, queries, at_g)
         multiply(at_k, MR * d * size, MR * size, keys, at_qt, d, queries, d, at_p, QUERIES * size)
         multiply(at_v, MR * e * size, MR * size, keys, at_gt, e, queries, e, at_ds, QUERIES * size)
-        mask_scores(p, has_mask, keys, queries, future, step(mask, i0 * mask_row), mask_row, mask_column)  # fmt: skip
+        block_mask = step(mask, i0 * mask_row)
+        mask_scores(p, has_mask, keys, queries, future, block_mask, mask_row, mask_column)
         for j in range(keys):
             p_j, ds_j = p[j], ds[j]
             if threshold:

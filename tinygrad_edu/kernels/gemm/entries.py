@@ -6,9 +6,9 @@ strides, read-only", one signature per element type accepts them all.
 
 from numba import njit, prange, types
 
+from ..jit import Kernel
 from .blocked import blocked, epilogue, fetch_add
 from .gemm import BLOCKED, DIRECT, THIN
-from ..jit import Kernel
 from .microkernel import itemsize, pointer, step
 from .unpacked import direct, dots, thin
 
