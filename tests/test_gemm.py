@@ -303,7 +303,8 @@ def test_unwritable_cache(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     code = (
-        "from tinygrad_edu.kernels import jit\nfrom tinygrad_edu.kernels.gemm import matmul\nfrom pathlib import Path\n"
+        "from tinygrad_edu.kernels import jit\n"
+        "from tinygrad_edu.kernels.gemm import matmul\nfrom pathlib import Path\n"
         "import numpy as np\n"
         "x = np.ones((3, 3), np.float32)\n"
         f"jit.os.path.expanduser = lambda path: {str(blocked)!r}\n"

@@ -20,7 +20,7 @@ fewer pieces instead of keeping the others waiting.
 A task is compiled once per element type (float32, float64), when it is first called. Its arguments
 travel in one block of memory, which is why every task has the same signature and one launcher, with
 the only parallel loop, serves them all: compiling takes a few tenths of a second per task instead
-of seconds. `arrays` are pointers to the element type; `seen_as` makes one a pointer to another type.
+of seconds. `arrays` are pointers to the element type; `seen_as` changes the type.
 """
 
 import struct

@@ -11,7 +11,7 @@ import numbers
 import numpy as np
 import threadpoolctl
 
-from . import launch
+from . import gemm, launch
 from .allocator import empty
 
 
@@ -22,8 +22,6 @@ def numpy_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
 
 def numba_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """The kernels of `gemm`, compiled at the first product and cached on disk; float32, float64."""
-    from . import gemm
-
     if out.dtype in (np.float32, np.float64):
         gemm.matmul(a, b, out=out)
     else:
@@ -59,6 +57,10 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     if out is not None:
         _backend(a, b, out)
         return out
+    if a.ndim == 2 == b.ndim and _backend is numba_backend:
+        out = gemm.quick(a, b)
+        if out is not None:
+            return out
     dtype = np.result_type(a, b)
     out_shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     out = empty(out_shape, dtype)

@@ -5,6 +5,6 @@
 compiles and caches them. Importing this compiles nothing.
 """
 
-from .gemm import matmul
+from .gemm import matmul, quick
 
-__all__ = ["matmul"]
+__all__ = ["matmul", "quick"]

@@ -22,7 +22,7 @@ from ..launch import threads
 
 SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
 DIRECT_DEPTH = 2048  # ... and longest sum, which bounds the room for a sliver
-THIN_ALONE = 1 << 18  # elements of B up to which a thin product stays on one thread
+THIN_ALONE = 1 << 18  # elements of B up to which one thread does it, and Python's way there counts
 BATCH = 8  # products from which each is left to one thread
 FEW = 8  # rows up to which a product is limited by reading B
 KC = 384  # depth of a panel: long enough to repay loading and storing a tile of C
@@ -89,6 +89,31 @@ def matmul(a, b, out=None, *, transpose_a=False, transpose_b=False, bias=None, a
     else:
         _batch(a, b, out, bias, accumulate)
     return out
+
+
+_quick_spaces: dict[str, tuple] = {}
+
+
+def quick(a, b):
+    """a @ b of two matrices if that takes less time than choosing how, else None."""
+    dtype = a.dtype
+    (m, k), (rows, n) = a.shape, b.shape
+    if rows != k or n * k > THIN_ALONE or dtype is not b.dtype:
+        return None
+    entry = _quick_spaces.get(dtype.char) or _quick_entry(dtype)
+    if entry is None:
+        return None
+    out = np.empty((m, n), dtype)
+    return out if entry[0](id(a), id(b), id(out), entry[1]) else None
+
+
+def _quick_entry(dtype):
+    if dtype.char not in "fd" or not dtype.isnative:
+        return None
+    from .short import kernel
+
+    entry = kernel[dtype.char], np.empty(64 * DIRECT_DEPTH, dtype)
+    return _quick_spaces.setdefault(dtype.char, entry)
 
 
 def _vectors(a, b, out, bias, accumulate):
