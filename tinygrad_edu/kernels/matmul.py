@@ -11,21 +11,32 @@ import numbers
 import numpy as np
 import threadpoolctl
 
-from . import gemm, launch
+from . import elementwise, gemm, launch
 from .allocator import empty
 
 
-def numpy_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+def numpy_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray, **more) -> None:
     """NumPy's own product: whatever BLAS it was built with."""
+    if more.pop("accumulate", False):
+        np.add(out, np.matmul(a, b), out=out)
+        return
     np.matmul(a, b, out=out)
+    if more.get("bias") is not None:
+        np.add(out, more["bias"], out=out)
+    if more.get("keep") is not None:
+        np.copyto(more["keep"], out)
+    if more.get("gelu"):
+        np.copyto(out, elementwise.gelu(out, tanh=True))
+    if more.get("residual") is not None:
+        np.add(out, more["residual"], out=out)
 
 
-def numba_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+def numba_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray, **more) -> None:
     """The kernels of `gemm`, compiled at the first product and cached on disk; float32, float64."""
-    if out.dtype in (np.float32, np.float64):
-        gemm.matmul(a, b, out=out)
+    if out.dtype.char in "fd" and a.dtype == b.dtype == out.dtype:
+        gemm.matmul(a, b, out=out, **more)
     else:
-        np.matmul(a, b, out=out)
+        numpy_backend(a, b, out, **more)
 
 
 BACKENDS = {"numpy": numpy_backend, "numba": numba_backend}
@@ -49,24 +60,26 @@ def set_num_threads(n: int) -> None:
     threadpoolctl.threadpool_limits(limits=n, user_api="blas")
 
 
-def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **more) -> np.ndarray:
     """a @ b for (..., m, k) and (..., k, n), leading axes broadcast -> (..., m, n), into `out`.
 
+    `more` is done on the way, while the numbers are in the cache: bias=, gelu=, keep=, residual=,
+    accumulate=; see `gemm.matmul`.
     A product of many matrices with one matrix is one tall product: (..., m, k) @ (k, n).
     """
     if out is not None:
-        _backend(a, b, out)
+        _backend(a, b, out, **more)
         return out
-    if a.ndim == 2 == b.ndim and _backend is numba_backend:
+    if a.ndim == 2 == b.ndim and _backend is numba_backend and not more:
         out = gemm.quick(a, b)
         if out is not None:
             return out
     dtype = np.result_type(a, b)
     out_shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     out = empty(out_shape, dtype)
-    if a.ndim > 2 and b.ndim == 2:
+    if a.ndim > 2 and b.ndim == 2 and not more:
         rows = math.prod(out_shape[:-1])
         _backend(a.reshape(rows, a.shape[-1]), b, out.reshape(rows, b.shape[-1]))
     else:
-        _backend(a, b, out)
+        _backend(a, b, out, **more)
     return out

@@ -56,9 +56,7 @@ class Linear:
     def forward(ctx, x, weight, bias):
         need_x, need_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
-        out = matmul(rows_of(x), weight.T)
-        if bias is not None:
-            out += bias
+        out = matmul(rows_of(x), weight.T, bias=bias)
         return out.reshape(*x.shape[:-1], weight.shape[0])
 
     @staticmethod

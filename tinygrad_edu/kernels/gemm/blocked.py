@@ -25,10 +25,12 @@ import os
 import platform
 
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from .microkernel import CPU, I32, Emit, itemsize, load, step, store, tile
+from ..elementwise import logistic_of_gelu
+from .gemm import BIAS, GELU, KEEP, RESIDUAL
+from .microkernel import CPU, I32, Emit, itemsize, load, step, tile
 from .packing import B, pack_a, pack_b, width
 
 MR, NV = CPU.mr, CPU.nv
@@ -101,23 +103,35 @@ def wait(state, index, count):
 
 
 @njit(error_model="numpy")
-def epilogue(c, c_row, bias, bias_row, bias_col, m, n):
-    """What is left to do to a finished piece of C (m, n) while it is in the cache: C += bias.
+def finish(c, c_row, bias, bias_row, bias_col, extra, extra_row, todo, m, n):
+    """What is left to do to a finished piece of C (m, n) while it is in the cache, in this order:
 
-    Bias has strides of its own, 0 along an axis it is repeated on. An activation or a residual
-    would be applied here, too: every element passes once, after its sum is complete.
+    BIAS       C += bias, which has strides of its own: 0 along an axis it is repeated on
+    KEEP       extra = C: the backward pass of GELU needs what went into it
+    GELU       C = GELU(C), the tanh form
+    RESIDUAL   C += extra
     """
     size = itemsize(c)
     for i in range(m):
-        row, add = step(c, i * c_row), step(bias, i * bias_row)
-        if bias_col == size:
+        row, more = carray(step(c, i * c_row), n), carray(step(extra, i * extra_row), n)
+        term = step(bias, i * bias_row)
+        if todo & BIAS:
+            if bias_col == size:
+                terms = carray(term, n)
+                for j in range(n):
+                    row[j] += terms[j]
+            else:
+                for j in range(n):
+                    row[j] += load(step(term, j * bias_col))
+        if todo & KEEP:
             for j in range(n):
-                at = step(row, j * size)
-                store(at, load(at) + load(step(add, j * size)))
-        else:
+                more[j] = row[j]
+        if todo & GELU:
             for j in range(n):
-                at = step(row, j * size)
-                store(at, load(at) + load(step(add, j * bias_col)))
+                row[j] *= logistic_of_gelu(row[j])
+        if todo & RESIDUAL:
+            for j in range(n):
+                row[j] += more[j]
 
 
 @njit(error_model="numpy")
@@ -133,7 +147,9 @@ def blocked(
     bias,
     bias_row,
     bias_col,
-    has_bias,
+    extra,
+    extra_row,
+    todo,
     add,
     plan,
     state,
@@ -143,7 +159,8 @@ def blocked(
 ):
     """Take tasks of C (m, n) (+)= A (m, k) @ B (k, n) (+ bias) until none is left.
 
-    a, b, c, bias   pointers with strides in bytes; C contiguous along n
+    a, b, c         pointers with strides in bytes; C contiguous along n
+    bias, extra     what `finish` needs for `todo`; extra contiguous along n, like C
     plan            the cuts, see `_plan` in gemm.py
     state, at       from state[at] on: the counter of tasks, and what is done; zero at the start
     pa, pb          pointers to this thread's room for (mc, kc) of A, and to the common room for
@@ -208,8 +225,11 @@ def blocked(
                         cols,
                         add or k0 > 0,
                     )
-                if has_bias and k0 + depth == k:
+                if todo and k0 + depth == k:
                     terms = step(bias, i0 * bias_row + (j0 + j) * bias_col)
-                    epilogue(target, c_row, terms, bias_row, bias_col, rows, cols)
+                    more = step(extra, i0 * extra_row + (j0 + j) * size)
+                    finish(
+                        target, c_row, terms, bias_row, bias_col, more, extra_row, todo, rows, cols
+                    )
         fetch_add(state, own, 1)
         fetch_add(state, computed + block, 1)

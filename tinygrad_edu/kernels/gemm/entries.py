@@ -7,7 +7,7 @@ strides, read-only", one signature per element type accepts them all.
 from numba import njit, prange, types
 
 from ..jit import Kernel
-from .blocked import blocked, epilogue, fetch_add
+from .blocked import blocked, fetch_add, finish
 from .gemm import BLOCKED, DIRECT, THIN
 from .microkernel import itemsize, pointer, step
 from .unpacked import direct, dots, thin
@@ -27,7 +27,9 @@ def unpacked(
     bias,
     bias_row,
     bias_col,
-    has_bias,
+    extra,
+    extra_row,
+    todo,
     add,
     m,
     n,
@@ -43,17 +45,18 @@ def unpacked(
         thin(a, a_row, a_col, b, b_row, c, c_row, m, n, k, add, space)
     else:
         dots(a, a_row, a_col, b, b_col, c, c_row, c_col, m, n, k, add, space)
-    if has_bias:
+    if todo:
         if c_col == size:
-            epilogue(c, c_row, bias, bias_row, bias_col, m, n)
+            finish(c, c_row, bias, bias_row, bias_col, extra, extra_row, todo, m, n)
         else:
             for j in range(n):  # column by column, each an (m, 1) matrix
-                epilogue(
-                    step(c, j * c_col), c_row, step(bias, j * bias_col), bias_row, bias_col, m, 1
-                )
+                finish(
+                    step(c, j * c_col), c_row, step(bias, j * bias_col), bias_row, bias_col,
+                    step(extra, j * size), extra_row, todo, m, 1,
+                )  # fmt: skip
 
 
-def matmul_here(a, b, c, bias, has_bias, add, way, space):
+def matmul_here(a, b, c, bias, extra, todo, add, way, space):
     """C (m, n) (+)= A (m, k) @ B (k, n) (+ bias) on the calling thread; way is DIRECT or THIN."""
     (m, k), n = a.shape, b.shape[1]
     bias_row = bias.strides[0] if bias.shape[0] > 1 else 0
@@ -72,7 +75,9 @@ def matmul_here(a, b, c, bias, has_bias, add, way, space):
         pointer(bias),
         bias_row,
         bias_col,
-        has_bias,
+        pointer(extra),
+        extra.strides[0],
+        todo,
         add,
         m,
         n,
@@ -84,7 +89,7 @@ def matmul_here(a, b, c, bias, has_bias, add, way, space):
 
 @njit(error_model="numpy")
 def _share(
-    slot, a, b, c, bias, has_bias, add, way, plan, state, state_step, a_space, b_space, b_step
+    slot, a, b, c, bias, extra, todo, add, way, plan, state, state_step, a_space, b_space, b_step
 ):
     """One thread's share of a batch (b0, b1, m, n): take pieces from a queue until it is empty."""
     m, n, k, kc, mc = plan[0], plan[1], plan[2], plan[4], plan[3]
@@ -106,7 +111,9 @@ def _share(
             pointer(bias),
             bias_row,
             bias_col,
-            has_bias,
+            pointer(extra),
+            extra.strides[2],
+            todo,
             add,
             plan,
             state,
@@ -128,6 +135,7 @@ def _share(
         pb = step(pointer(b), i0 * b.strides[0] + i1 * b.strides[1] + j0 * b.strides[3])
         pc = step(pointer(c), i0 * c.strides[0] + i1 * c.strides[1] + j0 * c_col)
         pbias = step(pointer(bias), i0 * bias.strides[0] + i1 * bias.strides[1] + j0 * bias_col)
+        pextra = step(pointer(extra), i0 * extra.strides[0] + i1 * extra.strides[1] + j0 * size)
         if way == BLOCKED:
             state[at : at + state_step] = 0
             blocked(
@@ -142,7 +150,9 @@ def _share(
                 pbias,
                 bias_row,
                 bias_col,
-                has_bias,
+                pextra,
+                extra.strides[2],
+                todo,
                 add,
                 plan,
                 state,
@@ -164,7 +174,9 @@ def _share(
                 pbias,
                 bias_row,
                 bias_col,
-                has_bias,
+                pextra,
+                extra.strides[2],
+                todo,
                 add,
                 m,
                 min(width, n - j0),
@@ -175,7 +187,7 @@ def _share(
 
 
 def matmul_threads(
-    threads, a, b, c, bias, has_bias, add, way, plan, state, state_step, a_space, b_space, b_step
+    threads, a, b, c, bias, extra, todo, add, way, plan, state, state_step, a_space, b_space, b_step
 ):
     """C (b0, b1, m, n) (+)= A (b0, b1, m, k) @ B (b0, b1, k, n) (+ bias) on `threads` threads."""
     for slot in prange(threads):
@@ -185,7 +197,8 @@ def matmul_threads(
             b,
             c,
             bias,
-            has_bias,
+            extra,
+            todo,
             add,
             way,
             plan,
@@ -202,7 +215,7 @@ def _operands(dtype, ndim):
     given, result = (
         types.Array(scalar, ndim, "A", readonly=readonly) for readonly in (True, False)
     )
-    return (given, given, result, given, types.boolean, types.boolean, types.intp), scalar[::1]
+    return (given, given, result, given, result, types.intp, types.boolean, types.intp), scalar[::1]
 
 
 def _here(dtype):

@@ -18,6 +18,7 @@ import threading
 
 import numpy as np
 
+from .. import elementwise
 from ..launch import threads
 
 SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
@@ -30,19 +31,25 @@ A_BYTES = 192 * KC * 4  # packed A, in L2
 B_BYTES = 6 << 20  # packed B, in L3
 TASKS = 16  # tiles of C to aim for, so that threads of unequal speed finish together
 BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
+BIAS, GELU, KEEP, RESIDUAL = 1, 2, 4, 8  # what `finish` is to do, added up
 
 _local = threading.local()  # workspace, one per calling thread
 _engine = None
 
 
-def matmul(a, b, out=None, *, transpose_a=False, transpose_b=False, bias=None, accumulate=False):
-    """out (+)= a @ b (+ bias): (..., m, k) @ (..., k, n) -> (..., m, n).
+def matmul(
+    a, b, out=None, *, transpose_a=False, transpose_b=False,
+    bias=None, gelu=False, keep=None, residual=None, accumulate=False,
+):  # fmt: skip
+    """out (+)= a @ b: (..., m, k) @ (..., k, n) -> (..., m, n), and what can be done on the way.
 
     a, b          float32 or float64, both the same; any strides; leading axes broadcast as in
                   NumPy, and a single axis is a row (a) or a column (b)
     transpose_a   a is given as (..., k, m); no copy is made. transpose_b likewise: (..., n, k)
     bias          added to the product; broadcasts to it, most often (n,)
-    accumulate    add to out instead of overwriting it
+    gelu          GELU (tanh form) of the sum so far; `keep`, like out, receives what went into it
+    residual      added last; shaped like out
+    accumulate    add to out instead of overwriting it (not with gelu or residual)
     Raises TypeError for other dtypes, ValueError for shapes that do not fit. The order of a sum
     depends on shapes and strides only, so the bits do; NaN and infinity propagate.
     """
@@ -56,6 +63,12 @@ def matmul(a, b, out=None, *, transpose_a=False, transpose_b=False, bias=None, a
         a = a.swapaxes(-1, -2)
     if transpose_b:
         b = b.swapaxes(-1, -2)
+    if gelu or residual is not None:
+        if accumulate:
+            raise ValueError("matmul: accumulate=True does not go with gelu or residual")
+        if a.ndim != 2 or b.ndim != 2:
+            out = matmul(a, b, out, bias=bias)
+            return _after(out, gelu, keep, residual)
     if a.ndim < 2 or b.ndim < 2:
         return _vectors(a, b, out, bias, accumulate)
     m, k = a.shape[-2:]
@@ -73,8 +86,11 @@ def matmul(a, b, out=None, *, transpose_a=False, transpose_b=False, bias=None, a
         out = np.empty(shape, dtype)
     else:
         _check_out(out, shape, a, b, bias)
-        if out.size and any(x is not None and np.may_share_memory(out, x) for x in (a, b, bias)):
-            result = matmul(a, b, bias=bias)  # out is read while it is written: go through a copy
+        others = (a, b, bias, keep, residual)
+        if out.size and any(x is not None and np.may_share_memory(out, x) for x in others):
+            result = matmul(
+                a, b, bias=bias, gelu=gelu, keep=keep, residual=residual
+            )  # out is read while it is written: go through a copy
             np.add(out, result, out=out) if accumulate else np.copyto(out, result)
             return out
     if bias is not None:
@@ -84,10 +100,41 @@ def matmul(a, b, out=None, *, transpose_a=False, transpose_b=False, bias=None, a
             out[...] = 0
         if bias is not None:
             np.add(out, bias, out=out)
+        _after(out, gelu, keep, residual)
     elif flat:
-        _product(a, b, out, bias, accumulate)
+        _flat(a, b, out, bias, accumulate, gelu, keep, residual)
     else:
         _batch(a, b, out, bias, accumulate)
+    return out
+
+
+def _flat(a, b, out, bias, add, gelu, keep, residual):
+    """One product of two matrices; of keep and residual the kernel can take one along."""
+    for name, x in (("keep", keep), ("residual", residual)):
+        if x is not None and (x.shape != out.shape or x.dtype != out.dtype):
+            raise ValueError(
+                f"matmul: {name} is {x.dtype} {x.shape}, the product {out.dtype} {out.shape}"
+            )
+    extra = residual if keep is None else keep
+    todo = GELU * gelu + (0 if extra is None else RESIDUAL if keep is None else KEEP)
+    rows = all(_contiguous(x, 1) for x in (out, extra) if x is not None)
+    if todo and (not rows or out.shape[1] <= FEW < out.shape[0]):
+        _product(a, b, out, bias, add)
+        _after(out, gelu, keep, residual)
+        return
+    _product(a, b, out, bias, add, extra, todo)
+    if keep is not None and residual is not None:
+        np.add(out, residual, out=out)
+
+
+def _after(out, gelu, keep, residual):
+    """The same in passes of their own, where the kernel cannot take them along."""
+    if keep is not None:
+        np.copyto(keep, out)
+    if gelu:
+        np.copyto(out, elementwise.gelu(out, tanh=True))
+    if residual is not None:
+        np.add(out, residual, out=out)
     return out
 
 
@@ -222,12 +269,12 @@ def _contiguous(x, axis):
     return x.strides[axis] == x.itemsize or x.shape[axis] == 1
 
 
-def _product(a, b, out, bias, add):
-    """One product of two matrices, none of them empty."""
+def _product(a, b, out, bias, add, extra=None, todo=0):
+    """One product of two matrices, none of them empty; `todo`, with `extra`: see `finish`."""
     (m, k), n = a.shape, b.shape[1]
     if n <= FEW < m or (not _contiguous(out, 1) and _contiguous(out, 0)):
         a, b, out, bias, m, n = b.T, a.T, out.T, None if bias is None else bias.T, n, m
-    size, dtype, has_bias = a.itemsize, a.dtype, bias is not None
+    size, dtype = a.itemsize, a.dtype
     k_step, n_step = b.strides
     thin = m <= FEW and (n_step == size or k_step == size)
     if not _contiguous(out, 1) and (
@@ -242,19 +289,15 @@ def _product(a, b, out, bias, add):
     # A thin product on one thread needs no queue; where its columns are cut changes no bit.
     if way == DIRECT or (way == THIN and (n * k <= THIN_ALONE or threads() == 1)):
         space = _space("b", 64 * max(k, 32), dtype)  # a sliver of B, or FEW rows of A
-        _kernels().here[dtype.char](a, b, out, bias if has_bias else out, has_bias, add, way, space)
+        bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
+        extra = out if extra is None else extra
+        _kernels().here[dtype.char](a, b, out, bias, extra, todo, add, way, space)
     else:
-        _launch(
-            a[None, None],
-            b[None, None],
-            out[None, None],
-            bias[None, None] if has_bias else None,
-            add,
-            way,
-        )
+        matrices = [None if x is None else x[None, None] for x in (a, b, out, bias)]
+        _launch(*matrices, add, way, None if extra is None else extra[None, None], todo)
 
 
-def _launch(a, b, out, bias, add, way):
+def _launch(a, b, out, bias, add, way, extra=None, todo=0):
     """All threads; arrays are (b0, b1, rows, columns)."""
     m, k, n = a.shape[2], a.shape[3], b.shape[3]
     dtype, workers, batch = a.dtype, threads(), out.shape[0] * out.shape[1]
@@ -269,24 +312,12 @@ def _launch(a, b, out, bias, add, way):
     state[: 1 if own else state_count] = 0
     a_space = _space("a", a_count * workers, dtype)
     b_space = _space("b", b_count * (workers if own else 1), dtype)
-    has_bias = bias is not None
-    bias = bias if has_bias else out
+    bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
+    extra = out if extra is None else extra
     kernel(
-        workers,
-        a,
-        b,
-        out,
-        bias,
-        has_bias,
-        add,
-        way,
-        plan,
-        state,
-        state_count,
-        a_space,
-        b_space,
-        b_count,
-    )
+        workers, a, b, out, bias, extra, todo, add, way,
+        plan, state, state_count, a_space, b_space, b_count,
+    )  # fmt: skip
 
 
 def _view(x, shape):

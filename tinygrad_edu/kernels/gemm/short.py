@@ -63,8 +63,8 @@ def short(a, b, c, space):
         return False
     left, right, result = data(a, room), data(b, room), data(c, room)
     unpacked(
-        left, a_row, a_col, right, b_row, b_col, result, n * size, size, result, 0, 0,
-        False, False, m, n, k, THIN if thin else DIRECT, room,
+        left, a_row, a_col, right, b_row, b_col, result, n * size, size, result, 0, 0, result, 0,
+        0, False, m, n, k, THIN if thin else DIRECT, room,
     )  # fmt: skip
     return True
 
