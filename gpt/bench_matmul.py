@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,7 @@ def operands(m: int, n: int, k: int, layout: str, rng: np.random.Generator):
     return (a.T if layout[0] == "T" else a), (b.T if layout[1] == "T" else b)
 
 
-def times(
-    backend: str, threads: int, shape: list[int], layout: str, repeats: int
-) -> list[float]:
+def times(backend: str, threads: int, shape: list[int], layout: str, repeats: int) -> list[float]:
     """Seconds per product, one figure per repeat."""
     import tinygrad_edu as tg
     from tinygrad_edu.kernels import matmul
@@ -112,16 +111,14 @@ def bench(
                     peers, blocks, failed, what="times", threads=n, shape=shape, layout=layout,
                     repeats=repeats,
                 )  # fmt: skip
-                rows.append(
-                    row(n, shape, layout, i >= len(shapes) * len(layouts), given, peaks[n])
-                )
+                rows.append(row(n, shape, layout, i >= len(shapes) * len(layouts), given, peaks[n]))
         found["failed"] = failed
     found["summary"] = summary(rows)
     return found
 
 
 def row(threads, shape, layout, is_small, given, peak) -> dict[str, Any]:
-    seconds = {name: statistics.median(sum(lists, [])) for name, lists in given.items()}
+    seconds = {name: statistics.median(chain.from_iterable(lists)) for name, lists in given.items()}
     flops = 2 * math.prod(shape)
     return {
         "threads": threads, "shape": list(shape), "layout": layout, "small": is_small,

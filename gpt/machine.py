@@ -41,9 +41,7 @@ def _kernels() -> tuple[Callable, Callable, Callable]:
             fma = cgutils.get_or_insert_function(builder.module, kind, name)
             spread = ir.Constant(vector, ir.Undefined)
             for lane in range(lanes):
-                spread = builder.insert_element(
-                    spread, args[1], ir.Constant(ir.IntType(32), lane)
-                )
+                spread = builder.insert_element(spread, args[1], ir.Constant(ir.IntType(32), lane))
             before = builder.block
             loop, done = builder.append_basic_block("loop"), builder.append_basic_block("done")
             builder.branch(loop)
