@@ -1,0 +1,137 @@
+"""The benchmark runs, on sizes so small that its figures mean nothing; no time is asserted."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+import tinygrad_edu as tg
+from gpt import GPT, GPTConfig, bench, bench_kernels, bench_matmul, bench_peer, bench_step
+from gpt.bench_profile import profiled
+from gpt.errors import UserError
+
+PRESET = "batch_size = 2\nblock_size = 8\nn_layer = 1\nn_head = 2\nn_embd = 16\ndropout = 0.1\n"
+ONCE = ["--threads=1", "--repeats=1", "--blocks=1"]
+
+
+@pytest.fixture(autouse=True)
+def settings_restored():
+    yield
+    tg.set_matmul_backend("numpy")
+    tg.set_num_threads(os.cpu_count())
+
+
+def run(capsys, argv, **sizes):
+    assert bench.main([*argv, *ONCE, "--json"], **sizes) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_matmul(capsys):
+    found = run(
+        capsys, ["matmul"], shapes=((8, 9, 10),), small=((1, 4, 5),), layouts=("TN",), rounds=10
+    )
+    assert not found["failed"]
+    assert [(r["shape"], r["layout"], r["small"]) for r in found["rows"]] == [
+        ([8, 9, 10], "TN", False), ([1, 4, 5], "NN", True), ([1, 4, 5], "NT", True),
+    ]  # fmt: skip
+    for row in found["rows"]:
+        assert set(row["ratio"]) == set(row["gflop_per_s"]) - {bench_matmul.OURS}
+        assert bench_matmul.INSTALLED in row["ratio"]
+        assert row["of_peak"] > 0
+    assert {"geometric_mean", "minimum", "against", "of_peak"} <= set(found["summary"][0])
+    bench_matmul.report(found)
+    assert "8 x 9 x 10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", bench_matmul.LAYOUTS)
+def test_operands_multiply_and_a_transposed_one_is_a_view(layout):
+    a, b = bench_matmul.operands(3, 4, 5, layout, np.random.default_rng(0))
+    assert (a @ b).shape == (3, 4)
+    assert a.flags.f_contiguous == (layout[0] == "T")
+    assert b.flags.f_contiguous == (layout[1] == "T")
+
+
+def test_kernels(capsys):
+    sizes = bench_kernels.Sizes(b=2, t=4, c=8, h=2, v=11)
+    found = run(capsys, ["kernels"], sizes=sizes, rounds=10, megabytes=1)
+    names = [row["kernel"] for row in found["rows"]]
+    assert len(set(names)) == len(names)
+    for kernel in ("gelu", "layer_norm", "rms_norm", "linear_cross_entropy", "attention"):
+        assert {kernel, f"{kernel} backward"} <= set(names)
+    assert {"dropout", "embedding gather", "embedding scatter", "adamw", "sum_of_squares"} <= set(
+        names
+    )
+    assert {row["unit"] for row in found["rows"]} == {"GB/s", "GF/s"}
+    bench_kernels.report(found)
+    assert "sum_of_squares" in capsys.readouterr().out
+
+
+def test_a_training_step(capsys, tmp_path):
+    preset = tmp_path / "tiny.toml"
+    preset.write_text(PRESET)
+    found = run(capsys, [str(preset), "--no-torch"], rounds=10)
+    row = found["steps"][bench_step.OURS]
+    assert {"ms_per_step", "tokens_per_s", "gflop_per_s", "mfu", "peak_mb", "forward_ms"} <= set(
+        row
+    )
+    assert "not asked for" in found["failed"][bench_step.EAGER]
+    assert {"Attention backward", "Linear forward", "adamw"} <= set(found["profile"]["ops"])
+    assert sum(found["profile"]["ops"].values()) <= found["profile"]["total"]
+    bench_step.report(found)
+    assert "not covered" in capsys.readouterr().out
+
+
+def test_the_profile_leaves_the_ops_as_they_were():
+    from tinygrad_edu import ops
+
+    before = {op: dict(vars(op)) for op in ops.CATALOGUE}
+    with profiled():
+        assert dict(vars(ops.Linear)) != before[ops.Linear]
+    assert {op: dict(vars(op)) for op in ops.CATALOGUE} == before
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_parameters_are_counted_without_building_the_model(bias):
+    config = GPTConfig(11, 8, 2, 2, 16, bias=bias)
+    assert bench_step.count_parameters(config) == sum(p.size for p in GPT(config).parameters())
+
+
+def test_compile_reports_both_caches(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        bench.bench_compile, "seconds", lambda steps, cache: asked.append(cache) or len(asked)
+    )
+    found = run(capsys, ["compile"])
+    assert found == {
+        "cold_first_loss_s": 1, "warm_first_loss_s": 2,
+        "cold_first_step_s": 3, "warm_first_step_s": 4,
+    }  # fmt: skip
+    assert asked[0] == asked[1] != asked[2] == asked[3]
+    bench.bench_compile.report(found)
+
+
+def test_the_step_that_compile_times_runs(tmp_path):
+    source = bench.bench_compile.FIRST_LOSS.format(steps=2)
+    exec(compile(source, "first loss", "exec"), {})
+
+
+def test_a_peer_that_fails_is_left_out_and_said():
+    with bench_peer.Peer("gpt.bench_matmul", "no such backend") as peer:
+        failed = {}
+        request = dict(what="times", threads=1, shape=[1, 1, 1], layout="NN", repeats=1)
+        assert bench_peer.alternate({"broken": peer}, 2, failed, **request) == {}
+        assert "no such backend" in failed["broken"]
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["matmul", "kernels"], "give one of"),
+        (["no-such-preset"], "unknown preset"),
+        (["--repeats=0"], "--repeats must be at least 1, got 0"),
+    ],
+)
+def test_mistakes_are_one_line(argv, message):
+    with pytest.raises(UserError, match=message):
+        bench.main(argv)
