@@ -67,13 +67,13 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **more) 
     accumulate=; see `gemm.matmul`.
     A product of many matrices with one matrix is one tall product: (..., m, k) @ (k, n).
     """
+    if a.ndim == 2 == b.ndim and _backend is numba_backend and not more:
+        result = gemm.quick(a, b, out)
+        if result is not None:
+            return result
     if out is not None:
         _backend(a, b, out, **more)
         return out
-    if a.ndim == 2 == b.ndim and _backend is numba_backend and not more:
-        out = gemm.quick(a, b)
-        if out is not None:
-            return out
     dtype = np.result_type(a, b)
     out_shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     out = empty(out_shape, dtype)

@@ -23,7 +23,7 @@ from ..launch import threads
 
 SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
 DIRECT_DEPTH = 2048  # ... and longest sum, which bounds the room for a sliver
-THIN_ALONE = 1 << 18  # elements of B up to which one thread does it, and Python's way there counts
+THIN_ALONE = 1 << 17  # elements of B up to which one thread does it, and Python's way there counts
 BATCH = 8  # products from which each is left to one thread
 FEW = 8  # rows up to which a product is limited by reading B
 KC = 384  # depth of a panel: long enough to repay loading and storing a tile of C
@@ -138,29 +138,37 @@ def _after(out, gelu, keep, residual):
     return out
 
 
-_quick_spaces: dict[str, tuple] = {}
+_quick: dict[str, tuple] = {}
 
 
-def quick(a, b):
+def quick(a, b, out=None):
     """a @ b of two matrices if that takes less time than choosing how, else None."""
     dtype = a.dtype
-    (m, k), (rows, n) = a.shape, b.shape
-    if rows != k or n * k > THIN_ALONE or dtype is not b.dtype:
+    (m, _), (k, n) = a.shape, b.shape
+    alone = n * k <= THIN_ALONE
+    if (not alone and m > FEW) or dtype is not b.dtype:
         return None
-    entry = _quick_spaces.get(dtype.char) or _quick_entry(dtype)
-    if entry is None:
+    here, on_threads, space = _quick.get(dtype.char) or _quick_entry(dtype)
+    if here is None:
         return None
-    out = np.empty((m, n), dtype)
-    return out if entry[0](id(a), id(b), id(out), entry[1]) else None
+    if out is None:
+        out = np.empty((m, n), dtype)
+    elif out.dtype is not dtype:
+        return None
+    workers = 1 if alone else threads()
+    if workers * 64 * DIRECT_DEPTH > space.size:
+        return None
+    kernel = here if workers == 1 else on_threads[dtype.char]
+    return out if kernel(id(a), id(b), id(out), space, workers) else None
 
 
 def _quick_entry(dtype):
     if dtype.char not in "fd" or not dtype.isnative:
-        return None
-    from .short import kernel
+        return None, None, None
+    from . import short
 
-    entry = kernel[dtype.char], np.empty(64 * DIRECT_DEPTH, dtype)
-    return _quick_spaces.setdefault(dtype.char, entry)
+    space = np.empty(64 * DIRECT_DEPTH * threads(), dtype)
+    return _quick.setdefault(dtype.char, (short.here[dtype.char], short.on_threads, space))
 
 
 def _vectors(a, b, out, bias, accumulate):

@@ -5,20 +5,21 @@ Python takes as long again, several times over. Here Python passes the addresses
 objects and nothing else. Shapes, strides and data pointers are read from the objects by compiled
 code, where NumPy keeps them (`PyArrayObject`, the same since NumPy 1.7):
 
-    header | data pointer | number of axes (int32, padded) | shape pointer | strides pointer
+    header | data | number of axes (int32, padded) | shape | strides | base | dtype | flags (int32)
 """
 
 from llvmlite import ir
-from numba import types
+from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from ..jit import Kernel
 from .entries import unpacked
 from .gemm import DIRECT, DIRECT_DEPTH, FEW, SMALL, THIN
-from .microkernel import pointer
+from .microkernel import itemsize, pointer, step
 
 HEADER = object.__basicsize__
-DATA, SHAPE, STRIDES = 0, 16, 24  # offsets after the header
+DATA, SHAPE, STRIDES, FLAGS = 0, 16, 24, 48  # offsets after the header
+WRITEABLE = 0x400
 
 
 @intrinsic
@@ -44,34 +45,76 @@ def data(typingctx, address, like):
     return like(types.int64, like), codegen
 
 
-def short(a, b, c, space):
-    """C (m, n) = A (m, k) @ B (k, n) on the calling thread; False, and nothing done, if too large.
-
-    a, b, c: addresses of 2-D arrays of one dtype, shapes fitting, C contiguous; `space`: room for
-    64 * DIRECT_DEPTH elements.
-    """
+@njit(error_model="numpy")
+def fits(a, b, c, size):
+    """Whether C can take A @ B: shapes fit, C is contiguous, writeable, and overlaps neither."""
     a_shape, b_shape = word(a + HEADER + SHAPE), word(b + HEADER + SHAPE)
-    a_strides, b_strides = word(a + HEADER + STRIDES), word(b + HEADER + STRIDES)
+    c_shape = word(c + HEADER + SHAPE)
     m, k, n = word(a_shape), word(a_shape + 8), word(b_shape + 8)
-    a_row, a_col = word(a_strides), word(a_strides + 8)
-    b_row, b_col = word(b_strides), word(b_strides + 8)
-    size, room = space.itemsize, pointer(space)
-    thin = m <= FEW and (b_col == size or b_row == size)
-    if m * n * k == 0 or n <= FEW < m or k > 4 * DIRECT_DEPTH:
+    c_strides = word(c + HEADER + STRIDES)
+    if word(b_shape) != k or word(c_shape) != m or word(c_shape + 8) != n or m * n * k == 0:
+        return False
+    if word(c_strides + 8) != size or word(c_strides) != n * size:
+        return False
+    start = word(c + HEADER)
+    end = start + m * n * size
+    for x, rows, columns in ((a, m, k), (b, k, n)):
+        strides, first = word(x + HEADER + STRIDES), word(x + HEADER)
+        row, column = word(strides), word(strides + 8)
+        if row < 0 or column < 0:
+            return False
+        if first < end and start < first + (rows - 1) * row + (columns - 1) * column + size:
+            return False
+    return word(c + HEADER + FLAGS) & WRITEABLE != 0
+
+
+@njit(error_model="numpy")
+def columns(a, b, c, like, first, last, thin, room):
+    """Columns first .. last - 1 of C = A @ B; `like`: a pointer to the element type."""
+    a_strides, b_strides = word(a + HEADER + STRIDES), word(b + HEADER + STRIDES)
+    m, k = word(word(a + HEADER + SHAPE)), word(word(a + HEADER + SHAPE) + 8)
+    b_col, size, n = word(b_strides + 8), itemsize(like), word(word(b + HEADER + SHAPE) + 8)
+    right, result = step(data(b, like), first * b_col), step(data(c, like), first * size)
+    unpacked(
+        data(a, like), word(a_strides), word(a_strides + 8), right, word(b_strides), b_col,
+        result, n * size, size, result, 0, 0, result, 0,
+        0, False, m, last - first, k, THIN if thin else DIRECT, room,
+    )  # fmt: skip
+
+
+def short(a, b, c, space, threads):
+    """C (m, n) = A (m, k) @ B (k, n); False, and nothing done, if this is not the way.
+
+    a, b, c   addresses of 2-D arrays of one dtype
+    space     room for 64 * DIRECT_DEPTH elements per thread
+    threads   1, or for few rows more: each does a range of columns, which changes no bit
+    """
+    size, like = space.itemsize, pointer(space)
+    if not fits(a, b, c, size):
+        return False
+    b_strides = word(b + HEADER + STRIDES)
+    m, k = word(word(a + HEADER + SHAPE)), word(word(a + HEADER + SHAPE) + 8)
+    n = word(word(b + HEADER + SHAPE) + 8)
+    thin = m <= FEW and (word(b_strides) == size or word(b_strides + 8) == size)
+    if n <= FEW < m or k > 4 * DIRECT_DEPTH:
         return False
     if not thin and (k > DIRECT_DEPTH or m * n * k > SMALL):
         return False
-    left, right, result = data(a, room), data(b, room), data(c, room)
-    unpacked(
-        left, a_row, a_col, right, b_row, b_col, result, n * size, size, result, 0, 0, result, 0,
-        0, False, m, n, k, THIN if thin else DIRECT, room,
-    )  # fmt: skip
+    if threads == 1 or not thin:
+        columns(a, b, c, like, 0, n, thin, like)
+        return True
+    share = ((n + threads - 1) // threads + 63) // 64 * 64
+    for slot in prange(threads):
+        first, last = min(n, slot * share), min(n, (slot + 1) * share)
+        if first < last:
+            columns(a, b, c, like, first, last, thin, step(like, slot * 64 * DIRECT_DEPTH * size))
     return True
 
 
 def _signature(dtype):
     scalar = {"f": types.float32, "d": types.float64}[dtype]
-    return types.boolean(types.int64, types.int64, types.int64, scalar[::1])
+    return types.boolean(types.int64, types.int64, types.int64, scalar[::1], types.int64)
 
 
-kernel = Kernel(short, _signature, error_model="numpy", nogil=True)
+here = Kernel(short, _signature, error_model="numpy", nogil=True)
+on_threads = Kernel(short, _signature, error_model="numpy", nogil=True, parallel=True)
