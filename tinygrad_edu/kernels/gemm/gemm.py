@@ -19,7 +19,7 @@ import threading
 import numpy as np
 
 from .. import elementwise
-from ..launch import threads
+from ..launch import most_threads, threads
 
 SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
 DIRECT_DEPTH = 2048  # ... and longest sum, which bounds the room for a sliver
@@ -156,10 +156,9 @@ def quick(a, b, out=None):
     elif out.dtype is not dtype:
         return None
     workers = 1 if alone else threads()
-    if workers * 64 * DIRECT_DEPTH > space.size:
-        return None
-    kernel = here if workers == 1 else on_threads[dtype.char]
-    return out if kernel(id(a), id(b), id(out), space, workers) else None
+    if workers == 1:
+        return out if here(id(a), id(b), id(out), space) else None
+    return out if on_threads[dtype.char](id(a), id(b), id(out), space, workers) else None
 
 
 def _quick_entry(dtype):
@@ -167,7 +166,7 @@ def _quick_entry(dtype):
         return None, None, None
     from . import short
 
-    space = np.empty(64 * DIRECT_DEPTH * threads(), dtype)
+    space = np.empty(64 * DIRECT_DEPTH * most_threads(), dtype)
     return _quick.setdefault(dtype.char, (short.here[dtype.char], short.on_threads, space))
 
 

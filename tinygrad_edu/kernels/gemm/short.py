@@ -69,7 +69,7 @@ def fits(a, b, c, size):
 
 
 @njit(error_model="numpy")
-def columns(a, b, c, like, first, last, thin, room):
+def columns(a, b, c, like, first, last, way, room):
     """Columns first .. last - 1 of C = A @ B; `like`: a pointer to the element type."""
     a_strides, b_strides = word(a + HEADER + STRIDES), word(b + HEADER + STRIDES)
     m, k = word(word(a + HEADER + SHAPE)), word(word(a + HEADER + SHAPE) + 8)
@@ -78,43 +78,58 @@ def columns(a, b, c, like, first, last, thin, room):
     unpacked(
         data(a, like), word(a_strides), word(a_strides + 8), right, word(b_strides), b_col,
         result, n * size, size, result, 0, 0, result, 0,
-        0, False, m, last - first, k, THIN if thin else DIRECT, room,
+        0, False, m, last - first, k, way, room,
     )  # fmt: skip
 
 
-def short(a, b, c, space, threads):
+@njit(error_model="numpy")
+def way(a, b, c, size):
+    """THIN or DIRECT, or -1 if this is not the way to compute C = A @ B."""
+    if not fits(a, b, c, size):
+        return -1
+    a_shape, b_strides = word(a + HEADER + SHAPE), word(b + HEADER + STRIDES)
+    m, k, n = word(a_shape), word(a_shape + 8), word(word(b + HEADER + SHAPE) + 8)
+    if n <= FEW < m or k > 4 * DIRECT_DEPTH:
+        return -1
+    if m <= FEW and (word(b_strides) == size or word(b_strides + 8) == size):
+        return THIN
+    return DIRECT if k <= DIRECT_DEPTH and m * n * k <= SMALL else -1
+
+
+def short(a, b, c, space):
     """C (m, n) = A (m, k) @ B (k, n); False, and nothing done, if this is not the way.
 
-    a, b, c   addresses of 2-D arrays of one dtype
-    space     room for 64 * DIRECT_DEPTH elements per thread
-    threads   1, or for few rows more: each does a range of columns, which changes no bit
+    a, b, c: addresses of 2-D arrays of one dtype; space: room for 64 * DIRECT_DEPTH elements.
     """
+    chosen, like = way(a, b, c, space.itemsize), pointer(space)
+    if chosen >= 0:
+        columns(a, b, c, like, 0, word(word(b + HEADER + SHAPE) + 8), chosen, like)
+    return chosen >= 0
+
+
+def short_on_threads(a, b, c, space, threads):
+    """The same for few rows, each thread a range of columns, which changes no bit."""
     size, like = space.itemsize, pointer(space)
-    if not fits(a, b, c, size):
+    if way(a, b, c, size) != THIN:
         return False
-    b_strides = word(b + HEADER + STRIDES)
-    m, k = word(word(a + HEADER + SHAPE)), word(word(a + HEADER + SHAPE) + 8)
     n = word(word(b + HEADER + SHAPE) + 8)
-    thin = m <= FEW and (word(b_strides) == size or word(b_strides + 8) == size)
-    if n <= FEW < m or k > 4 * DIRECT_DEPTH:
-        return False
-    if not thin and (k > DIRECT_DEPTH or m * n * k > SMALL):
-        return False
-    if threads == 1 or not thin:
-        columns(a, b, c, like, 0, n, thin, like)
-        return True
     share = ((n + threads - 1) // threads + 63) // 64 * 64
     for slot in prange(threads):
         first, last = min(n, slot * share), min(n, (slot + 1) * share)
         if first < last:
-            columns(a, b, c, like, first, last, thin, step(like, slot * 64 * DIRECT_DEPTH * size))
+            columns(a, b, c, like, first, last, THIN, step(like, slot * 64 * DIRECT_DEPTH * size))
     return True
 
 
-def _signature(dtype):
-    scalar = {"f": types.float32, "d": types.float64}[dtype]
-    return types.boolean(types.int64, types.int64, types.int64, scalar[::1], types.int64)
+def _signature(*more):
+    def signature(dtype):
+        scalar = {"f": types.float32, "d": types.float64}[dtype]
+        return types.boolean(types.int64, types.int64, types.int64, scalar[::1], *more)
+
+    return signature
 
 
-here = Kernel(short, _signature, error_model="numpy", nogil=True)
-on_threads = Kernel(short, _signature, error_model="numpy", nogil=True, parallel=True)
+here = Kernel(short, _signature(), error_model="numpy", nogil=True)
+on_threads = Kernel(
+    short_on_threads, _signature(types.int64), error_model="numpy", nogil=True, parallel=True
+)
