@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinygrad_edu.kernels import elementwise
 from tinygrad_edu.kernels.gemm import matmul
 
 numba = pytest.importorskip("numba")
@@ -287,6 +288,46 @@ def run(code, **environment):
     )
 
 
+@given(
+    m=st.sampled_from([0, 1, 5, 12, 64, 97]),
+    k=st.sampled_from([0, 1, 33, 500]),
+    n=st.sampled_from([0, 1, 3, 31, 64, 333]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    transposed=st.booleans(),
+    gelu=st.booleans(),
+    with_keep=st.booleans(),
+    with_residual=st.booleans(),
+    strided=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_bias_gelu_and_residual_on_the_way_out(
+    m, k, n, dtype, transposed, gelu, with_keep, with_residual, strided
+):
+    rng = np.random.default_rng([m, k, n])
+    a, bias = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal(n).astype(dtype)
+    b = rng.standard_normal((n, k)).astype(dtype).T if transposed else rng.standard_normal((k, n))
+    b = b.astype(dtype, copy=False)
+    out = np.empty((m, 2 * n), dtype)[:, ::2] if strided else None
+    keep = np.empty((m, n), dtype) if gelu and with_keep else None
+    residual = rng.standard_normal((m, n)).astype(dtype) if with_residual else None
+    got = matmul(a, b, out, bias=bias, gelu=gelu, keep=keep, residual=residual)
+    before = a.astype(float) @ b + bias
+    exact = elementwise.gelu(before, tanh=True) if gelu else before
+    exact = exact if residual is None else exact + residual
+    limit = 40 * np.finfo(dtype).eps * max(1, k) ** 0.5  # a sum of k products of order 1
+    np.testing.assert_allclose(got, exact, rtol=0, atol=4 * limit)
+    if keep is not None:
+        np.testing.assert_allclose(keep, before, rtol=0, atol=4 * limit)
+
+
+def test_gelu_and_residual_do_not_accumulate():
+    x = np.ones((2, 2), np.float32)
+    with pytest.raises(ValueError, match="does not go with gelu"):
+        matmul(x, x, x.copy(), gelu=True, accumulate=True)
+    with pytest.raises(ValueError, match="residual is float32"):
+        matmul(x, x, residual=np.ones((3, 2), np.float32))
+
+
 def test_import_compiles_nothing():
     code = (
         "from numba.core import event\n"
@@ -342,7 +383,8 @@ def test_narrower_vectors(name, features, tile, tmp_path):
     code = "from tinygrad_edu.kernels.gemm.microkernel import CPU; print(tuple(CPU)[:3])"
     done = run(["-c", code], **env)
     assert done.stdout.strip() == str(tile), done.stderr
-    chosen = "agrees or bias or large or many or batches or nan or bits"
-    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, __file__]
+    chosen = "agrees or bias or large or many or batches or nan or attention or norms or gelu"
+    fused = str(Path(__file__).with_name("test_fused_kernels.py"))
+    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, __file__, fused]
     done = run(arguments, **env, NUMBA_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
