@@ -385,6 +385,6 @@ def test_narrower_vectors(name, features, tile, tmp_path):
     assert done.stdout.strip() == str(tile), done.stderr
     chosen = "agrees or bias or large or many or batches or nan or attention or norms or gelu"
     fused = str(Path(__file__).with_name("test_fused_kernels.py"))
-    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, __file__, fused]
+    arguments = ["-m", "pytest", "-qx", "-p", "no:cacheprovider", "-k", chosen, __file__, fused]
     done = run(arguments, **env, NUMBA_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

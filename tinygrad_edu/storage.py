@@ -12,6 +12,7 @@ import numpy as np
 
 from . import tape
 from .kernels import copy, zeros
+from .kernels.elementwise import add
 
 
 class ArrayStorage:
@@ -45,7 +46,7 @@ class ArrayStorage:
         if self.grad is None:
             self.grad = copy(grad)
         else:
-            self.grad += grad
+            add(self.grad, grad, out=self.grad)
 
     def scale_grad(self, factor: float) -> None:
         if self.grad is not None:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import empty, zeros
+from .kernels import zeros
+from .kernels.elementwise import add
 
 _numbers = itertools.count()
 
@@ -331,9 +332,9 @@ def walk(root: Context, slot: int, grad: np.ndarray) -> None:
                 if total is None:
                     pending[target][slot] = part
                 elif (target, slot) in owned:
-                    total += part
+                    add(total, part, out=total)
                 else:
-                    pending[target][slot] = np.add(total, part, out=empty(part.shape, part.dtype))
+                    pending[target][slot] = add(total, part)
                     owned.add((target, slot))
             parts = part = total = None
         del node, edges, results

@@ -163,8 +163,15 @@ def add_task(arrays, sizes, numbers, piece, slot):
 
 
 def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """a + b of one shape, contiguous, both float32 or both float64; `out` may be either of them."""
-    out = empty(a.shape, a.dtype) if out is None else out
+    """a + b, broadcast; on all threads where both are contiguous floats of one shape.
+
+    `out` may be either of them.
+    """
+    if out is None:
+        out = empty(np.broadcast_shapes(a.shape, b.shape), np.result_type(a, b))
+    alike = a.shape == b.shape and a.dtype == b.dtype == out.dtype and a.dtype.char in "fd"
+    if not (alike and a.flags.c_contiguous and b.flags.c_contiguous and out.flags.c_contiguous):
+        return np.add(a, b, out=out)
     count, step = pieces(a.size, 1)
     add_task(count, [a, b, out], [a.size, step])
     return out

@@ -16,10 +16,7 @@ def ufunc(function: np.ufunc, *arrays: np.ndarray) -> np.ndarray:
 class Add:
     @staticmethod
     def forward(ctx, a, b):
-        same = a.shape == b.shape and a.dtype == b.dtype and a.dtype.char in "fd"
-        if same and a.flags.c_contiguous and b.flags.c_contiguous:
-            return kernels.add(a, b)  # on all threads
-        return ufunc(np.add, a, b)
+        return kernels.add(a, b)
 
     @staticmethod
     def backward(ctx, grad):
