@@ -120,6 +120,8 @@ class Worker:
         if not self.warm:
             self.one()  # kernels load, buffers are allocated; not timed
             self.warm = True
+        if what == "ready":
+            return None
         if what == "profile":
             with profiled() as spent:
                 return {"total": sum(self.one().values()), "ops": spent}
@@ -151,7 +153,10 @@ def bench(
     config = preset.model(preset.vocab_size or 256)
     parameters = count_parameters(config)
     tokens = preset.batch_size * config.block_size
-    flops, peak = flops_per_step(config, parameters, tokens), machine.fma_peak(threads, 5, rounds)
+    flops, peak = (
+        flops_per_step(config, parameters, tokens),
+        machine.fma_peak(threads, rounds=rounds),
+    )
     failed: dict[str, str] = {}
     arguments = (json.dumps(dataclasses.asdict(config)), str(preset.batch_size), str(threads))
     with ExitStack() as stack:
@@ -172,6 +177,7 @@ def bench(
             name: stack.enter_context(Peer("gpt.bench_step", name, *arguments, **environment))
             for name, environment in settings.items()
         }
+        alternate(peers, 1, failed, what="ready")  # start-up is over before anything is timed
         given = alternate(peers, blocks, failed, what="time", repeats=repeats)
         profile = peers[OURS].turn(what="profile") if OURS in given else None
     rows = {}
