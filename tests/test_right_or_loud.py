@@ -96,3 +96,19 @@ def test_a_checkpoint_that_runs_differently_again_is_refused():
     dropout.eval()
     with pytest.raises(RuntimeError, match="do the same"):
         y.backward()
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f4", np.float16, np.longdouble])
+def test_other_byte_orders_and_precisions_compute_the_same(dtype):
+    """Compiled kernels read memory as float32 or float64: everything else must be converted."""
+    numbers = np.linspace(-2, 2, 12).reshape(3, 4)
+    given = tg.Tensor(numbers.astype(dtype), requires_grad=True)
+    exact = tg.Tensor(numbers, requires_grad=True)
+    for x in (given, exact):
+        y = tg.functional.layer_norm(x.gelu("tanh") + x, 4)
+        loss = tg.functional.cross_entropy(y, np.array([0, 1, 3]))
+        loss.backward()
+    assert given.dtype.isnative and given.grad.dtype == given.dtype
+    np.testing.assert_allclose(
+        given.grad.astype(float), exact.grad, atol=2e-3 if dtype == np.float16 else 1e-6
+    )

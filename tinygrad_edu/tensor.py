@@ -69,7 +69,10 @@ def as_output(array: Any, inputs: list, op: type) -> np.ndarray:
 
 
 def as_array(data: Any, dtype: Any) -> np.ndarray:
-    """A fresh array: Python floats become float32, ints int64; arrays keep their dtype."""
+    """A fresh array: Python floats become float32, ints int64; arrays keep their dtype.
+
+    Kernels read memory as it is, so numbers are brought into the machine's byte order.
+    """
     if isinstance(data, Tensor):
         data = data._read()
     is_numpy = isinstance(data, (np.ndarray, np.generic))
@@ -90,7 +93,8 @@ def as_array(data: Any, dtype: Any) -> np.ndarray:
         dtype = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}[array.dtype.kind]
     if dtype is not None and np.dtype(dtype).kind not in "fiub":
         raise TypeError(f"Tensor holds floats, ints or booleans, dtype={dtype} is none of them")
-    return copy(array if dtype is None else array.astype(dtype, copy=False))
+    dtype = np.dtype(array.dtype if dtype is None else dtype).newbyteorder("=")
+    return copy(array.astype(dtype, copy=False))
 
 
 def holds_gradients(data: Any) -> bool:

@@ -281,7 +281,7 @@ def attention(
     """q (B, H, T, D), k (B, H, S, D), v (B, H, S, E) -> out (B, H, T, E), lse (B, H, T)."""
     b, h, t, d = q.shape
     s, e = v.shape[2:]
-    dtype = q.dtype if q.dtype.char in "fd" else np.dtype(np.float32)
+    dtype = launch.computed_in(q.dtype)
     out, lse = head_last((b, h, t, e), dtype), empty((b, h, t), dtype)
     wide = tile_width(dtype)
     room = (s + MR) * d + (e + wide) * s + QUERIES * d + (s + 3) * QUERIES

@@ -169,7 +169,8 @@ def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarr
     """
     if out is None:
         out = empty(np.broadcast_shapes(a.shape, b.shape), np.result_type(a, b))
-    alike = a.shape == b.shape and a.dtype == b.dtype == out.dtype and a.dtype.char in "fd"
+    alike = type(a) is type(b) is np.ndarray and a.shape == b.shape
+    alike = alike and a.dtype == b.dtype == out.dtype and a.dtype.char in "fd" and a.dtype.isnative
     if not (alike and a.flags.c_contiguous and b.flags.c_contiguous and out.flags.c_contiguous):
         return np.add(a, b, out=out)
     count, step = pieces(a.size, 1)

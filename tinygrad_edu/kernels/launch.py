@@ -68,14 +68,19 @@ def rows(pointer, first, last, columns):
     return carray(pointer, (last, columns))[first:last]
 
 
+def computed_in(dtype: np.dtype) -> np.dtype:
+    """float32 and float64 as they are; anything shorter in float32, anything longer in float64."""
+    if dtype.char in "fd" and dtype.isnative:
+        return dtype
+    return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
+
+
 def operand(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
-    """The array as kernels want it: contiguous, and float32 where it is neither that nor float64.
+    """The array as kernels want it: contiguous, and of `dtype` or what its own is computed in.
 
     Compute in the result; convert back with `astype(array.dtype, copy=False)`.
     """
-    if dtype is None:
-        dtype = array.dtype if array.dtype.char in "fd" else np.dtype(np.float32)
-    return np.ascontiguousarray(array, dtype)
+    return np.ascontiguousarray(array, computed_in(array.dtype) if dtype is None else dtype)
 
 
 def set_threads(n: int) -> None:

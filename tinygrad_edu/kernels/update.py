@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from .allocator import empty
-from .launch import operand, pieces, seen_as, span, summing_task, task
+from .launch import computed_in, operand, pieces, seen_as, span, summing_task, task
 
 
 @task
@@ -99,7 +99,7 @@ def _in_place(update, arrays: list[np.ndarray], numbers: list[float], *flags: in
         count, step = pieces(data.size, 1)
         update(count, arrays, [data.size, step, *flags], numbers)
         return
-    dtype = data.dtype if data.dtype.char in "fd" else np.float32
+    dtype = computed_in(data.dtype)
     copies = [np.ascontiguousarray(a, dtype) for a in arrays]
     _in_place(update, copies, numbers, *flags)
     for array, result in zip(arrays, copies, strict=True):
