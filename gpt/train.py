@@ -64,7 +64,7 @@ def train_step(
             error.batch = {"x": x, "y": y}
             raise
         total += loss.item() / config.accumulate
-    norm = tg.optim.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    norm = tg.optim.clip_grad_norm_(optimizer.params, config.grad_clip or math.inf)
     if math.isfinite(total) and math.isfinite(norm):
         optimizer.step()
     return total, norm
