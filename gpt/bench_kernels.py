@@ -44,6 +44,7 @@ def cases(s: Sizes) -> Iterator[Case]:
     from tinygrad_edu.kernels import elementwise as el
     from tinygrad_edu.kernels import gather, update
     from tinygrad_edu.kernels import normalize as no
+    from tinygrad_edu.kernels.blocks import Rows
 
     rng = np.random.default_rng(0)
 
@@ -70,7 +71,7 @@ def cases(s: Sizes) -> Iterator[Case]:
             3 * one,
         )
 
-    table, target = draw(s.v, s.c) * np.float32(0.02), ce.Target(rng.integers(s.v, size=n))
+    table, target = Rows(draw(s.v, s.c) * np.float32(0.02)), ce.Target(rng.integers(s.v, size=n))
     _, lse = ce.linear_cross_entropy(x, table, None, target)
     upstream, products = np.full(n, 1 / n, np.float32), 2 * n * s.c * s.v
     yield Case(
@@ -81,7 +82,7 @@ def cases(s: Sizes) -> Iterator[Case]:
     yield Case(
         "linear_cross_entropy backward",
         lambda: ce.linear_cross_entropy_backward(
-            upstream, x, table, None, lse, target, (True, True, False)
+            upstream, x, table, None, lse, target, (True, True, False), lambda start, block: None
         ),
         flops=3 * products,  # logits again, then both gradients
     )

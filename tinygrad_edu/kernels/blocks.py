@@ -1,8 +1,9 @@
-"""Walking a large array in pieces that stay in the cache.
+"""Walking a large array in pieces: blocks that stay in the cache, units that travel.
 
 An element-wise formula written in NumPy is a chain of passes. Over a whole activation each pass
 goes out to memory; over a block of a quarter megabyte all but the first find their data in the
-second-level cache. Block sizes depend on shapes alone, so results do not depend on anything else.
+second-level cache. A table too large to be held whole is used a unit of rows at a time (`Rows`).
+Sizes depend on shapes alone, so results do not depend on anything else.
 """
 
 import math
@@ -10,7 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .gather import gather_rows
+
 BLOCK_BYTES = 256 * 1024
+UNIT_BYTES = 16 * 1024 * 1024  # long enough to read at full speed, and a product near its peak
+UNIT_ROWS = 64  # units begin at multiples: whole cache lines of the logits, whole register tiles
 
 
 def row_blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[slice]:
@@ -32,3 +37,43 @@ def rows_of(array: np.ndarray, row_ndim: int = 1) -> np.ndarray:
     """
     split = array.ndim - row_ndim
     return array.reshape(math.prod(array.shape[:split]), math.prod(array.shape[split:]))
+
+
+def row_units(rows: int, row_bytes: int, most_bytes: int | None = None) -> list[tuple[int, int]]:
+    """(start, stop) of nearly equal parts of `rows` rows of `row_bytes` bytes, in order.
+
+    A part has at most `most_bytes` (`UNIT_BYTES` unless told), but at least one row. All but the
+    last have the same number of rows, a multiple of `UNIT_ROWS` if so many fit. No rows are one
+    empty part, so that whoever walks them still makes results of size 0.
+    """
+    most_bytes = UNIT_BYTES if most_bytes is None else most_bytes
+    if rows * row_bytes <= most_bytes:
+        return [(0, rows)]
+    most = max(1, most_bytes // row_bytes)
+    whole = UNIT_ROWS if most >= UNIT_ROWS else 1
+    count = -(-rows // (most // whole * whole))
+    step = -(-rows // (count * whole)) * whole
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+class Rows:
+    """A table (R, C) of which an op reads some rows at a time; this one is an array in memory.
+
+    Ops rely on these names alone, so another table may fetch its rows when asked for them. Rows are
+    borrowed: drop every reference to them, views included, before asking for the next.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """-> (stop - start, C)"""
+        return self.array[start:stop]
+
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        """ids (...), 0 <= id < R -> (..., C)"""
+        return gather_rows(self.array, ids)

@@ -27,13 +27,13 @@ def gather_rows(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 @task
-def scatter_task(arrays, sizes, numbers, piece, slot):
-    n, v, c, step = sizes[0], sizes[1], sizes[2], sizes[3]
-    first, last = piece * step, min(v, (piece + 1) * step)
+def sum_runs_task(arrays, sizes, numbers, piece, slot):
+    n, runs, c, step = sizes[0], sizes[1], sizes[2], sizes[3]
+    first, last = piece * step, min(runs, (piece + 1) * step)
     out = rows(arrays[0], first, last, c)
     order, starts = (
         carray(seen_as(arrays[2], np.int64), n),
-        carray(seen_as(arrays[3], np.int64), v + 1),
+        carray(seen_as(arrays[3], np.int64), runs + 1),
     )
     for i in range(last - first):
         target = out[i]
@@ -44,16 +44,37 @@ def scatter_task(arrays, sizes, numbers, piece, slot):
                 target[j] += grad[j]
 
 
+def sum_runs(grad: np.ndarray, order: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """grad (..., C), order (n,), starts (runs + 1,) -> (runs, C).
+
+    Row r is the sum of the gradients `order[starts[r] : starts[r + 1]]`, in this order.
+    """
+    source, c, runs = operand(grad), grad.shape[-1], len(starts) - 1
+    out = empty((runs, c), source.dtype)
+    count, step = pieces(runs, c)
+    arrays = [out, source, operand(order, np.int64), operand(starts, np.int64)]
+    sum_runs_task(count, arrays, [order.size, runs, c, step])
+    return out.astype(grad.dtype, copy=False)
+
+
 def scatter_rows(grad: np.ndarray, ids: np.ndarray, rows: int) -> np.ndarray:
     """grad (..., C), ids (...) -> (rows, C): for each row, the sum of the gradients it received.
 
     Sorting the ids brings equal ones together, so each row is one sum, in the order of the text.
     """
-    source, c, flat_ids = operand(grad), grad.shape[-1], ids.reshape(ids.size)
-    out = empty((rows, c), source.dtype)
-    order = np.argsort(flat_ids, kind="stable").astype(np.int64, copy=False)
-    starts = np.zeros(rows + 1, np.int64)  # where each row's part of `order` begins
+    flat_ids = ids.reshape(ids.size)
+    starts = np.zeros(rows + 1, np.int64)  # where each row's part of the sorted ids begins
     np.cumsum(np.bincount(flat_ids, minlength=rows), out=starts[1:])
-    count, step = pieces(rows, c)
-    scatter_task(count, [out, source, order, starts], [ids.size, rows, c, step])
-    return out.astype(grad.dtype, copy=False)
+    return sum_runs(grad, np.argsort(flat_ids, kind="stable"), starts)
+
+
+def sum_rows(grad: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """grad (..., C), ids (...) -> the distinct ids, ascending (n,), and their sums (n, C).
+
+    The rows of `scatter_rows` that received a gradient, to the bit, without all the others.
+    """
+    flat_ids = ids.reshape(ids.size)
+    order = np.argsort(flat_ids, kind="stable")
+    in_order = flat_ids[order].astype(np.int64, copy=False)
+    starts = np.flatnonzero(np.diff(in_order, prepend=-1))  # ids are not negative
+    return in_order[starts], sum_runs(grad, order, np.append(starts, ids.size))

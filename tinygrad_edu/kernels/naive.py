@@ -62,23 +62,62 @@ def attention_backward(grad, q, k, v, scale: float, is_causal: bool, mask=None):
     return dq, dk, dv
 
 
-def cross_entropy(z: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Logits (N, C), class ids (N,) -> losses (N,)"""
-    return np.array([-math.log(softmax(list(map(float, z[i])))[ids[i]]) for i in range(len(z))])
+def coefficients(classes, n_classes: int, class_weight, ignore_index: int, smooth: float):
+    """Class ids (N,) or probabilities (N, C), class weights (C,) or None -> a (N, C)."""
+    a = np.zeros((len(classes), n_classes))
+    for i, target in enumerate(classes):
+        if classes.ndim == 1 and target == ignore_index:
+            continue
+        for c in range(n_classes):
+            p = float(target[c]) if classes.ndim == 2 else float(c == target)
+            weight = 1.0 if class_weight is None else float(class_weight[c])
+            a[i, c] = ((1 - smooth) * p + smooth / n_classes) * weight
+    return a
 
 
-def cross_entropy_backward(grad: np.ndarray, z: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Row gradients (N,), logits (N, C), class ids (N,) -> gradient of the logits (N, C)"""
-    out = np.array([softmax(list(map(float, row))) for row in z]).reshape(z.shape)
-    for i, c in enumerate(ids):
-        out[i, c] -= 1
-        out[i] *= float(grad[i])
+def one_hot(target: np.ndarray, n_classes: int) -> np.ndarray:
+    """Class ids (N,) -> a (N, C); what is (N, C) already stays."""
+    return target if target.ndim == 2 else coefficients(target, n_classes, None, -100, 0.0)
+
+
+def log_sum_exp(row: list[float]) -> float:
+    top = max(row)
+    return top + math.log(sum(math.exp(value - top) for value in row))
+
+
+def cross_entropy(z: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Logits (N, C), class ids (N,) or a (N, C) -> losses (N,)"""
+    losses = np.zeros(len(z))
+    for i, a in enumerate(one_hot(target, z.shape[1])):
+        row = list(map(float, z[i]))
+        for value, a_c in zip(row, a, strict=True):
+            if a_c:
+                losses[i] += a_c * (log_sum_exp(row) - value)
+    return losses
+
+
+def cross_entropy_backward(grad: np.ndarray, z: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Row gradients (N,), logits (N, C), class ids (N,) or a (N, C) -> gradient of the logits"""
+    out = np.zeros(z.shape)
+    for i, a in enumerate(one_hot(target, z.shape[1])):
+        if any(a):
+            p = softmax(list(map(float, z[i])))
+            out[i] = [float(grad[i]) * (sum(a) * p_c - a_c) for p_c, a_c in zip(p, a, strict=True)]
     return out
 
 
-def linear_cross_entropy(x: np.ndarray, weight: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """x (N, K), weight (C, K), class ids (N,) -> losses (N,)"""
-    return cross_entropy(matmul(x, weight.T), ids)
+def linear_cross_entropy(
+    x: np.ndarray, weight: np.ndarray, target: np.ndarray, bias: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """x (N, K), weight (C, K), class ids (N,) or a (N, C), bias (C,) -> losses (N,)"""
+    return cross_entropy(matmul(x, weight.T) + bias, target)
+
+
+def linear_cross_entropy_backward(grad, x, weight, target, bias=0.0):
+    """Gradients of x (N, K), weight (C, K) and bias (C,) from row gradients (N,)."""
+    dz = cross_entropy_backward(grad, matmul(x, weight.T) + bias, target)
+    dbias = np.array([sum(column) for column in dz.T])
+    return matmul(dz, weight), matmul(dz.T, x), dbias
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
@@ -165,6 +204,16 @@ def scatter_rows(grad: np.ndarray, ids: np.ndarray, rows: int) -> np.ndarray:
         for j in range(grad.shape[1]):
             out[ids[i], j] += float(grad[i, j])
     return out
+
+
+def sum_rows(grad: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """grad (N, C), ids (N,) -> distinct ids (n,), their sums (n, C)"""
+    rows = sorted(set(map(int, ids)))
+    out = np.zeros((len(rows), grad.shape[1]))
+    for i in range(len(ids)):
+        for j in range(grad.shape[1]):
+            out[rows.index(ids[i]), j] += float(grad[i, j])
+    return np.array(rows, np.int64), out
 
 
 def adamw(data, grad, m, v, *, lr, beta1, beta2, eps, weight_decay, step) -> None:
