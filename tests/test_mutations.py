@@ -185,6 +185,7 @@ def matmul_backward(b_transposed, a_transposed):
 def linear_backward(weight_transposed, grad_transposed):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
+        weight = weight.rows(0, len(weight))
         dweight = grad.T @ x if grad_transposed else grad @ x
         return grad @ (weight.T if weight_transposed else weight), dweight, grad.sum(axis=0)
 

@@ -7,15 +7,16 @@ weights) is one parameter, under its first name. Layers that draw numbers take a
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from . import functional as F
 from . import tape
-from .storage import ArrayStorage
-from .tensor import Tensor, as_array
+from .kernels.blocks import row_units
+from .storage import WEIGHT, Storage, new_storage
+from .tensor import Tensor, as_numbers
 
 Init = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
@@ -26,21 +27,63 @@ class Parameter(Tensor):
     __slots__ = ("storage",)
 
     def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None) -> None:
-        self.storage = ArrayStorage(as_array(data, dtype))
+        array = as_numbers(data, dtype)
+        self._born(array.shape, array.dtype, [array], requires_grad)
+
+    @classmethod
+    def drawn(cls, init: Init, rng: np.random.Generator, shape: tuple[int, ...]) -> "Parameter":
+        """A float32 parameter of `shape` that `init` draws: all at once, or, where it may and the
+        parameter is large, some rows at a time, so that it need never exist as one array."""
+        whole = not getattr(init, "by_rows", False) or len(shape) != 2
+        units = [(0, shape[0])] if whole else row_units(shape[0], 4 * shape[1])
+        pieces = (init(rng, (stop - start, *shape[1:])) for start, stop in units)
+        if whole:
+            return cls(next(pieces))
+        self = object.__new__(cls)
+        self._born(shape, np.dtype(np.float32), pieces, True)
+        return self
+
+    def _born(
+        self, shape: tuple[int, ...], dtype: np.dtype, pieces: Any, requires_grad: bool
+    ) -> None:
+        self.storage = new_storage(shape, dtype)
+        self.storage.fill(WEIGHT, pieces)
         self._init(None, False)
         self.requires_grad = requires_grad
 
     def _read(self) -> np.ndarray:
         return self.storage.read()
 
-    def _write(self, array: np.ndarray) -> None:
-        self.storage.write(array)
+    def _rows(self) -> Any:
+        return self.storage.by_rows()
+
+    def _lockable(self) -> np.ndarray | None:
+        return self.storage.lockable()
+
+    def _row_sink(self) -> Storage:
+        return self.storage
 
     def _accumulate(self, grad: np.ndarray) -> None:
         self.storage.add_grad(grad)
 
+    @property
+    def data(self) -> np.ndarray:
+        return self.storage.look()
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        Tensor.data.fset(self, value)
+
+    def _write(self, array: np.ndarray) -> None:
+        self.storage.fill(WEIGHT, [array], array.dtype)
+
+    def assign(self, chunks: Iterable[np.ndarray]) -> None:
+        """Like assigning to `.data`, from flat pieces of any size in order, in this dtype."""
+        self.storage.fill(WEIGHT, chunks)
+        self._version[0] += 1
+
     def zero_grad(self) -> None:
-        self.storage.grad = None
+        self.storage.drop_grad()
 
     @property
     def grad(self) -> np.ndarray | None:
@@ -94,6 +137,8 @@ class Module:
         for name, x in walk(self, ""):
             if isinstance(x, Parameter):
                 seen.setdefault(id(x), (name, x))
+        for name, parameter in seen.values():
+            parameter.storage.name = parameter.storage.name or name
         return list(seen.values())
 
     def parameters(self) -> list[Parameter]:
@@ -121,7 +166,7 @@ class Module:
         if problems:
             raise ValueError(f"load_state_dict: {'; '.join(problems)}")
         for name, parameter in own.items():
-            parameter.data = as_array(state[name], parameter.dtype)
+            parameter.data = as_numbers(state[name], parameter.dtype)
 
     def train(self, mode: bool = True) -> "Module":
         """Switches dropout on (or, with False, off) here and below."""
@@ -190,7 +235,11 @@ class Sequential(ModuleList):
 
 
 def uniform(bound: float) -> Init:
-    return lambda rng, shape: rng.uniform(-bound, bound, shape).astype(np.float32)
+    def init(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+    init.by_rows = True  # drawing some rows after others gives the same numbers
+    return init
 
 
 def normal(std: float) -> Init:
@@ -199,6 +248,7 @@ def normal(std: float) -> Init:
         values *= np.float32(std)
         return values
 
+    init.by_rows = True
     return init
 
 
@@ -218,7 +268,7 @@ class Linear(Module):
         init: Init | None = None,
     ) -> None:
         rng, default = F.as_generator(rng, "Linear"), uniform(1 / math.sqrt(max(1, in_features)))
-        self.weight = Parameter((init or default)(rng, (out_features, in_features)))
+        self.weight = Parameter.drawn(init or default, rng, (out_features, in_features))
         zeros = np.zeros(out_features, np.float32)
         start = zeros if init else default(rng, (out_features,)) if bias else None
         self.bias = Parameter(start) if bias else None
@@ -238,10 +288,8 @@ class Embedding(Module):
         rng: np.random.Generator | None = None,
         init: Init | None = None,
     ) -> None:
-        draw = init or normal(1.0)
-        self.weight = Parameter(
-            draw(F.as_generator(rng, "Embedding"), (num_embeddings, embedding_dim))
-        )
+        rng = F.as_generator(rng, "Embedding")
+        self.weight = Parameter.drawn(init or normal(1.0), rng, (num_embeddings, embedding_dim))
         self.padding_idx = padding_idx
 
     def forward(self, ids: Any) -> Tensor:

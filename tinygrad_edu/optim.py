@@ -57,7 +57,7 @@ class Optimizer:
         """Updates every parameter that has a gradient."""
         self.steps += 1
         for parameter in self.params:
-            if parameter.grad is not None:
+            if parameter.storage.has_grad:
                 self.update(parameter)
 
     def update(self, parameter: Parameter) -> None:
@@ -66,7 +66,7 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """{"steps", "lr", and per state name a list of array copies in parameter order}"""
         arrays = {
-            name: [p.storage.state[name].copy() for p in self.params] for name in self.state_names
+            name: [p.storage.state_array(name) for p in self.params] for name in self.state_names
         }
         return {"steps": self.steps, "lr": self.lr, **arrays}
 
@@ -83,7 +83,7 @@ class Optimizer:
         self.steps, self.lr = int(state["steps"]), float(state["lr"])
         for name in self.state_names:
             for parameter, array in zip(self.params, state[name], strict=True):
-                np.copyto(parameter.storage.state[name], array)
+                parameter.storage.fill(name, [np.asarray(array)])
 
 
 class SGD(Optimizer):
@@ -156,7 +156,7 @@ def clip_grad_norm_(params: Iterable[Parameter], max_norm: float) -> float:
             raise TypeError(f"clipping scales nn.Parameters, got {type(parameter).__name__}")
     if not max_norm >= 0:  # infinity is allowed: it measures and clips nothing
         raise ValueError(f"max_norm must be at least 0, got {max_norm}")
-    norm = math.sqrt(sum(update.sum_of_squares(p.grad) for p in params if p.grad is not None))
+    norm = math.sqrt(sum(p.storage.grad_squares() for p in params if p.storage.has_grad))
     if math.isfinite(norm) and norm > max_norm:
         for parameter in params:
             parameter.storage.scale_grad(max_norm / (norm + 1e-6))

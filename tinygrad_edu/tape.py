@@ -14,11 +14,13 @@ import contextlib
 import heapq
 import itertools
 import threading
+import time
 from typing import Any
 
 import numpy as np
 
 from .kernels import zeros
+from .kernels.blocks import Rows
 from .kernels.elementwise import add
 
 _numbers = itertools.count()
@@ -27,6 +29,7 @@ _numbers = itertools.count()
 class _State(threading.local):
     grad_enabled = True
     watching = False  # look for NaN and infinity after every op
+    observer: Any = None  # told of every op: (name, phase, input shapes, start in ns)
 
     def __init__(self) -> None:
         self.scope: list[Any] = []  # the modules being called, outermost first
@@ -155,6 +158,7 @@ class Context:
                 tensor._edge() if needed else None
                 for tensor, needed in zip(tensors, self.needs_input_grad, strict=True)
             ]
+            self._by_rows = getattr(op, "by_rows", None)
             self._module = state.scope[-1] if state.scope else None
             self._least = 1 + max(i for i, t in enumerate(tensors) if t is not None)
 
@@ -169,18 +173,25 @@ class Context:
             if array is None:
                 self._saved.append(None)
                 continue
-            source = next((t for t, a in self._inputs if a is array and t is not None), None)
+            place = next(
+                (i for i, (t, a) in enumerate(self._inputs) if a is array and t is not None), None
+            )
+            source = None if place is None else self._inputs[place][0]
             version = None if source is None else source._version
             keep = source if source is not None and source._is_leaf() else None
+            if keep is not None:  # the tensor is kept, and its array only to be unlocked
+                array, keep = keep._lockable(), (keep, place == self._by_rows)
+            elif isinstance(array, Rows):
+                array, keep = array.array, (None, True)
             locks.lock(array)
             self._saved.append((keep, array, version, None if version is None else version[0]))
 
     def save_leaves(self, tensors: list) -> None:
         """Keeps leaf tensors that are not inputs, to raise if they change before backward."""
         for tensor in tensors if self._recording else ():
-            array = tensor._read()
+            array = tensor._lockable()
             locks.lock(array)
-            self._saved.append((tensor, array, tensor._version, tensor._version[0]))
+            self._saved.append(((tensor, False), array, tensor._version, tensor._version[0]))
 
     @property
     def saved_tensors(self) -> tuple[np.ndarray | None, ...]:
@@ -192,15 +203,32 @@ class Context:
             if entry is None:
                 out.append(None)
                 continue
-            leaf, array, version, number = entry
+            (leaf, by_rows), array, version, number = entry[0] or (None, False), *entry[1:]
             if version is not None and version[0] != number:
+                shape = array.shape if leaf is None else leaf.shape
                 raise RuntimeError(
-                    f"{self._op.__name__} saved an array of shape {array.shape} for backward, and "
+                    f"{self._op.__name__} saved an array of shape {shape} for backward, and "
                     "that tensor's .data was replaced since (by assignment or an optimizer step): "
                     "call backward() before changing it, or run forward again"
                 )
-            out.append(array if leaf is None else leaf._read())
+            if by_rows:
+                out.append(Rows(array) if leaf is None else leaf._rows())
+            else:
+                out.append(array if leaf is None else leaf._read())
         return tuple(out)
+
+    def row_gradient(self, i: int) -> "RowGradient | None":
+        """Takes the gradient of input `i`, a matrix, by rows; None if nobody asked for it.
+
+        `backward` hands rows over as they are finished, and returns `.rest()` for that input.
+        """
+        if not self.needs_input_grad[i]:
+            return None
+        sink = self._edges[i][0]._row_sink() if self._edges[i] else None
+        return RowGradient(sink, self.input_shapes[i], self._dtypes[i], self._op, self._module)
+
+    def _row_sink(self) -> None:
+        return None
 
     def _finish(self, outputs: list) -> None:
         """After forward: forgets the inputs, and watches outputs that were saved."""
@@ -269,6 +297,42 @@ class Parts(list):
     """The gradient of one input as contributions still to be added up, in walk order."""
 
 
+class RowGradient:
+    """Collects the gradient (V, C) of one input by rows.
+
+    What belongs to a parameter goes to its storage at once, so that all of it need never exist;
+    for any other tensor it is one array.
+    """
+
+    def __init__(self, sink: Any, shape: tuple, dtype: np.dtype, op: type, module: Any) -> None:
+        self.sink, self.op, self.module = sink, op, module
+        self.array = zeros(shape, dtype) if sink is None else None
+
+    def add_rows(self, start: int, block: np.ndarray) -> None:
+        """Adds finished rows, from `start` on. `block` may be kept."""
+        self._check(block)
+        if self.sink is not None:
+            self.sink.add_grad_rows(start, block)
+        else:
+            self.array[start : start + len(block)] += block
+
+    def add_picked(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Adds `values` (n, C) to n different `rows`."""
+        self._check(values)
+        if self.sink is not None:
+            self.sink.add_grad_picked(rows, values)
+        else:
+            self.array[rows] += values
+
+    def _check(self, block: np.ndarray) -> None:
+        if state.watching:
+            check_finite(self.op, "backward", self.module, [block])
+
+    def rest(self) -> "np.ndarray | Parts":
+        """What is still to be added where the gradient belongs."""
+        return Parts() if self.sink is not None else self.array
+
+
 def consumed_message(op: type) -> str:
     return (
         f"graph already consumed: the part with {op.__name__} was walked by an earlier backward(), "
@@ -307,7 +371,10 @@ def walk(root: Context, slot: int, grad: np.ndarray) -> None:
         grads = pending.pop(node)
         for i in range(len(grads)):
             owned.discard((node, i))
+        start = time.perf_counter_ns()
         results = node._backward(grads)
+        if state.observer is not None:
+            state.observer(node._op.__name__, "backward", node.input_shapes, start)
         if state.watching:
             check_finite(node._op, "backward", node._module, [a for r in results for a in r or ()])
         edges = node._edges

@@ -6,6 +6,7 @@ arrays, runs the op's forward, and leaves a `Context` on the tape if somebody wa
 
 import math
 import numbers
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from . import ops, tape
 from .kernels import copy
+from .kernels.blocks import Rows
 from .ops.linear import parse_einsum
 from .ops.reduce import as_axes
 
@@ -25,9 +27,16 @@ def apply(op: type, *inputs: Any, **parameters: Any) -> Any:
     Inputs that are not Tensors reach the op as they are, and get no gradient.
     """
     tensors = [x if isinstance(x, Tensor) else None for x in inputs]
-    arrays = [x._read() if isinstance(x, Tensor) else x for x in inputs]
+    by_rows = getattr(op, "by_rows", None)
+    arrays = [
+        x if not isinstance(x, Tensor) else x._rows() if i == by_rows else x._read()
+        for i, x in enumerate(inputs)
+    ]
     ctx = tape.Context(op, tensors, arrays)
+    start = time.perf_counter_ns()
     result = op.forward(ctx, *arrays, **parameters)
+    if tape.state.observer is not None:
+        tape.state.observer(op.__name__, "forward", ctx.input_shapes, start)
     many = isinstance(result, tuple)
     outputs = []
     for slot, array in enumerate(result if many else (result,)):
@@ -69,12 +78,17 @@ def as_output(array: Any, inputs: list, op: type) -> np.ndarray:
 
 
 def as_array(data: Any, dtype: Any) -> np.ndarray:
-    """A fresh array: Python floats become float32, ints int64; arrays keep their dtype.
+    """A fresh array of `as_numbers`."""
+    return copy(as_numbers(data, dtype))
+
+
+def as_numbers(data: Any, dtype: Any) -> np.ndarray:
+    """Python floats become float32, ints int64; arrays keep their dtype, and are not copied.
 
     Kernels read memory as it is, so numbers are brought into the machine's byte order.
     """
     if isinstance(data, Tensor):
-        data = data._read()
+        data = data.data
     is_numpy = isinstance(data, (np.ndarray, np.generic))
     if isinstance(data, (list, tuple)) and holds_gradients(data):
         raise TypeError(
@@ -94,7 +108,7 @@ def as_array(data: Any, dtype: Any) -> np.ndarray:
     if dtype is not None and np.dtype(dtype).kind not in "fiub":
         raise TypeError(f"Tensor holds floats, ints or booleans, dtype={dtype} is none of them")
     dtype = np.dtype(array.dtype if dtype is None else dtype).newbyteorder("=")
-    return copy(array.astype(dtype, copy=False))
+    return array.astype(dtype, copy=False)
 
 
 def holds_gradients(data: Any) -> bool:
@@ -130,6 +144,12 @@ class Tensor:
     def _read(self) -> np.ndarray:
         return self._data
 
+    def _rows(self) -> Rows:
+        return Rows(self._read())
+
+    def _lockable(self) -> np.ndarray | None:
+        return self._data
+
     def _is_leaf(self) -> bool:
         return self._made_by is None
 
@@ -143,15 +163,19 @@ class Tensor:
         else:
             self._grad += grad
 
+    def _row_sink(self) -> Any:
+        """Who takes a gradient row by row (see `tape.RowGradient`); None: it comes as one array."""
+        return None
+
     # The array and its gradient.
 
     @property
     def data(self) -> np.ndarray:
-        return self._read()
+        return self._data
 
     @data.setter
     def data(self, value: Any) -> None:
-        array = as_array(value, None)
+        array = as_numbers(value, None)
         if array.shape != self.shape:
             raise ValueError(f".data has shape {self.shape}, cannot become {array.shape}")
         if self._requires_grad and array.dtype.kind != "f":
@@ -162,7 +186,7 @@ class Tensor:
     def _write(self, array: np.ndarray) -> None:
         if self._grad is not None and self._grad.dtype != array.dtype:
             self._grad = self._grad.astype(array.dtype)
-        self._data = array
+        self._data = copy(array)
 
     @property
     def grad(self) -> np.ndarray | None:
@@ -213,20 +237,20 @@ class Tensor:
 
     def numpy(self) -> np.ndarray:
         """A copy of the array."""
-        return np.array(self._read())
+        return np.array(self.data)
 
     def item(self) -> float | int | bool:
         """The only element, as a Python number."""
         if self.size != 1:
             raise ValueError(f"item() needs one element, shape {self.shape} has {self.size}")
-        return self._read().item()
+        return self.data.item()
 
     def tolist(self) -> Any:
-        return self._read().tolist()
+        return self.data.tolist()
 
     def detach(self) -> "Tensor":
         """The same values outside the graph (a copy)."""
-        return Tensor(self._read())
+        return Tensor(self.data)
 
     def zero_grad(self) -> None:
         self._grad = None
@@ -342,7 +366,7 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
-        return bool(self._read())
+        return bool(self.data)
 
     def __float__(self) -> float:
         return float(self.item())
@@ -361,10 +385,10 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("an array made from a Tensor is a copy: use .data to look inside")
-        return np.array(self._read(), dtype=dtype)
+        return np.array(self.data, dtype=dtype)
 
     def __repr__(self) -> str:
-        values = np.array2string(self._read(), precision=4, threshold=100, prefix="Tensor(")
+        values = np.array2string(self.data, precision=4, threshold=100, prefix="Tensor(")
         dtype = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
         grad = ", requires_grad=True" if self._requires_grad else ""
         return f"Tensor({values}{dtype}{grad})"

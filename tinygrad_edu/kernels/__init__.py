@@ -5,7 +5,15 @@
 `naive` holds their plain-loop twins, the oracles of the tests.
 """
 
-from .allocator import copy, empty, zeros
+from .allocator import concatenate, copy, empty, zeros
 from .matmul import matmul, set_matmul_backend, set_num_threads
 
-__all__ = ["copy", "empty", "matmul", "set_matmul_backend", "set_num_threads", "zeros"]
+__all__ = [
+    "concatenate",
+    "copy",
+    "empty",
+    "matmul",
+    "set_matmul_backend",
+    "set_num_threads",
+    "zeros",
+]

@@ -8,11 +8,16 @@ comes back when Python drops the last array that looks into it, views included.
     array --base--> lease (owns the right to one block) --__del__--> free list
 """
 
+import contextlib
 import ctypes
 import functools
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+
+from . import switch
 
 ALIGNMENT = 64  # bytes: a cache line, and one 512-bit vector
 SMALLEST = 32768  # bytes: below this the system allocator recycles well enough by itself
@@ -30,7 +35,7 @@ class Recycler:
         self.peak_bytes = 0  # the most `live_bytes` has been
         self.mapped_bytes = 0  # bytes ever asked from the system: flat in a steady state
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, kind: str = "") -> np.ndarray:
         """An uninitialised C-contiguous array of `shape` and `dtype`."""
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < SMALLEST:
@@ -48,7 +53,8 @@ class Recycler:
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         return np.ndarray(shape, dtype, buffer=lease(block, self))
 
-    def give_back(self, block: np.ndarray) -> None:
+    def give_back(self, held: "ctypes.Array") -> None:
+        block = held.block
         self.live_bytes -= block.nbytes
         self.free_bytes += block.nbytes
         self.free.setdefault(block.nbytes, []).append(block)
@@ -84,7 +90,7 @@ def lease_type(nbytes: int) -> type:
 
     class Lease(ctypes.c_char * nbytes):
         def __del__(self) -> None:
-            self.recycler.give_back(self.block)
+            self.recycler.give_back(self)
 
     return Lease
 
@@ -96,23 +102,54 @@ def lease(block: np.ndarray, recycler: Recycler) -> ctypes.Array:
 
 
 RECYCLER = Recycler()
+_source: list = [RECYCLER]  # where memory comes from now: the last one
 
 
-def empty(shape: tuple[int, ...] | int, dtype: np.dtype | type) -> np.ndarray:
-    """An uninitialised array, like `np.empty`, from recycled memory where that pays."""
+def empty(
+    shape: tuple[int, ...] | int, dtype: np.dtype | type, kind: str = "activations"
+) -> np.ndarray:
+    """An uninitialised array, like `np.empty`, from recycled memory where that pays.
+
+    `kind` ("activations" or "workspace") is for the account of a memory with a budget.
+    """
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    return RECYCLER.empty(shape, np.dtype(dtype))
+    return _source[-1].empty(shape, np.dtype(dtype), kind)
+
+
+def budgeted() -> bool:
+    """Whether somebody counts every byte."""
+    return len(_source) > 1
+
+
+@contextlib.contextmanager
+def memory_from(source: Any) -> Iterator[None]:
+    """Inside, `empty` is `source.empty(shape, dtype, kind)`."""
+    _source.append(source)
+    try:
+        yield
+    finally:
+        _source.remove(source)
 
 
 def zeros(shape: tuple[int, ...] | int, dtype: np.dtype | type) -> np.ndarray:
     """Like `np.zeros`, from `empty`."""
     out = empty(shape, dtype)
-    out.fill(0)
+    if not switch.off:
+        out.fill(0)
     return out
 
 
 def copy(array: np.ndarray) -> np.ndarray:
     """A C-contiguous copy of `array`, from `empty`."""
     out = empty(array.shape, array.dtype)
-    np.copyto(out, array)
+    if not switch.off:
+        np.copyto(out, array)
     return out
+
+
+def concatenate(arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Like `np.concatenate`, from `empty`."""
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(array.shape[axis] for array in arrays)
+    out = empty(tuple(shape), np.result_type(*arrays))
+    return out if switch.off else np.concatenate(arrays, axis=axis, out=out)

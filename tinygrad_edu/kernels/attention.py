@@ -315,7 +315,7 @@ def run(task, heads, vectors, more, room: int, options: Options) -> None:
     (b, h, t, d), (s, e), dtype = q.shape, heads[2].shape[2:], lse.dtype
     mask = full_mask(options.mask, (b, h, t, s), dtype)
     room = -(-room // 16) * 16
-    space = empty(room * min(launch.threads(), max(1, b * h)), dtype)
+    space = empty(room * min(launch.threads(), max(1, b * h)), dtype, "workspace")
     strided = [row_contiguous(x, dtype) for x in (*heads, mask, *more)]
     arrays = [*strided[:5], lse, space, *strided[5:]]
     strides = []

@@ -11,12 +11,14 @@ import numbers
 import numpy as np
 import threadpoolctl
 
-from . import elementwise, gemm, launch
-from .allocator import empty
+from . import elementwise, gemm, launch, switch
+from .allocator import budgeted, empty
 
 
 def numpy_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray, **more) -> None:
     """NumPy's own product: whatever BLAS it was built with."""
+    if switch.off:
+        return
     if more.pop("accumulate", False):
         np.add(out, np.matmul(a, b), out=out)
         return
@@ -68,6 +70,8 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **more) 
     A product of many matrices with one matrix is one tall product: (..., m, k) @ (k, n).
     """
     if a.ndim == 2 == b.ndim and _backend is numba_backend and not more:
+        if out is None and budgeted():
+            out = empty((len(a), b.shape[1]), np.result_type(a, b))
         result = gemm.quick(a, b, out)
         if result is not None:
             return result

@@ -118,10 +118,21 @@ def sum_of_squares_task(arrays, sizes, numbers, piece, slot):
     seen_as(arrays[1], np.float64)[piece] = total
 
 
-def sum_of_squares(array: np.ndarray) -> float:
-    """The sum of squares, in float64: over pieces in parallel, then over their sums in order."""
+def piece_squares(array: np.ndarray) -> np.ndarray:
+    """The sums of squares of consecutive pieces, in float64, in parallel."""
     source = operand(array)
     count, step = pieces(source.size, 1)
     totals = empty(count, np.float64)
     sum_of_squares_task(count, [source, totals], [source.size, step])
+    return totals
+
+
+def squares_from(totals: np.ndarray) -> float:
+    """The sum of `piece_squares`, in order; of an array in parts if all but the last part hold a
+    multiple of the elements of a piece."""
     return float(np.add.reduce(totals))
+
+
+def sum_of_squares(array: np.ndarray) -> float:
+    """The sum of squares, in float64: over pieces in parallel, then over their sums in order."""
+    return squares_from(piece_squares(array))

@@ -75,7 +75,12 @@ class CrossEntropy:
 
 
 class LinearCrossEntropy:
-    """x (N, K), weight (C, K), bias (C,) -> loss, with the logits made in blocks of rows."""
+    """x (N, K), weight (C, K), bias (C,) -> loss, with the logits made in blocks.
+
+    The weight is used some rows at a time, and its gradient is handed over as it is finished.
+    """
+
+    by_rows = 1
 
     @staticmethod
     def forward(ctx, x, weight, bias, target, reduction):
@@ -89,9 +94,12 @@ class LinearCrossEntropy:
     def backward(ctx, grad):
         x, weight, bias, lse = ctx.saved_tensors
         rows = np.broadcast_to(grad / ctx.divisor, lse.shape)
-        return loss_kernels.linear_cross_entropy_backward(
-            rows, x, weight, bias, lse, ctx.target, ctx.needs_input_grad[:3]
+        dweight = ctx.row_gradient(1)
+        add_rows = None if dweight is None else dweight.add_rows
+        dx, dbias = loss_kernels.linear_cross_entropy_backward(
+            rows, x, weight, bias, lse, ctx.target, ctx.needs_input_grad[:3], add_rows
         )
+        return dx, dweight and dweight.rest(), dbias
 
 
 class Attention:
@@ -112,14 +120,19 @@ class Attention:
 class Embedding:
     """weight (V, C), ids (...) -> (..., C); the row `padding_idx` receives no gradient."""
 
+    by_rows = 0
+
     @staticmethod
     def forward(ctx, weight, ids, padding_idx):
-        ctx.ids, ctx.rows, ctx.padding_idx = ids, len(weight), padding_idx
-        return gather.gather_rows(weight, ids)
+        ctx.ids = ids
+        ctx.padding_idx = None if padding_idx is None else padding_idx % len(weight)
+        return weight.take(ids)
 
     @staticmethod
     def backward(ctx, grad):
-        out = gather.scatter_rows(grad, ctx.ids, ctx.rows)
+        dweight = ctx.row_gradient(0)
+        rows, values = gather.sum_rows(grad, ctx.ids)
         if ctx.padding_idx is not None:
-            out[ctx.padding_idx] = 0
-        return out, None
+            values[rows == ctx.padding_idx] = 0
+        dweight.add_picked(rows, values)
+        return dweight.rest(), None

@@ -4,8 +4,8 @@ import string
 
 import numpy as np
 
-from ..kernels import copy, matmul
-from ..kernels.blocks import rows_of
+from ..kernels import copy, empty, matmul
+from ..kernels.blocks import row_units, rows_of
 from ..kernels.normalize import column_sums
 
 
@@ -50,27 +50,46 @@ def as_column(b: np.ndarray) -> np.ndarray:
 
 
 class Linear:
-    """x (..., K) @ weight (N, K).T + bias (N,) -> (..., N)"""
+    """x (..., K) @ weight (N, K).T + bias (N,) -> (..., N)
+
+    A large weight is used some rows at a time, which are some columns of the result.
+    """
+
+    by_rows = 1
 
     @staticmethod
     def forward(ctx, x, weight, bias):
         need_x, need_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
-        out = matmul(rows_of(x), weight.T, bias=bias)
-        return out.reshape(*x.shape[:-1], weight.shape[0])
+        rows, (n, k) = rows_of(x), weight.shape
+        units = row_units(n, k * weight.dtype.itemsize)
+        if len(units) == 1:
+            out = matmul(rows, weight.rows(0, n).T, bias=bias)
+        else:
+            out = empty((len(rows), n), np.result_type(x, weight.dtype))
+            for start, stop in units:
+                part = None if bias is None else bias[start:stop]
+                matmul(rows, weight.rows(start, stop).T, out=out[:, start:stop], bias=part)
+        return out.reshape(*x.shape[:-1], n)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        rows = rows_of(grad)
-        grad_x = grad_weight = grad_bias = None
+        n, k = ctx.input_shapes[1]
+        rows, grad_x, dweight = rows_of(grad), None, ctx.row_gradient(1)
+        units = row_units(n, k * grad.itemsize)
         if weight is not None:
-            grad_x = matmul(rows, weight).reshape(*grad.shape[:-1], weight.shape[1])
-        if x is not None:
-            grad_weight = matmul(rows.T, rows_of(x))
-        if ctx.needs_input_grad[2]:
-            grad_bias = column_sums(rows)
-        return grad_x, grad_weight, grad_bias
+            grad_x = empty((len(rows), k), grad.dtype)
+        for start, stop in units:
+            part = rows[:, start:stop]
+            if weight is not None:
+                matmul(part, weight.rows(start, stop), out=grad_x, accumulate=start > 0)
+            if dweight is not None:
+                dweight.add_rows(start, matmul(part.T, rows_of(x)))
+        if grad_x is not None:
+            grad_x = grad_x.reshape(*grad.shape[:-1], k)
+        grad_bias = column_sums(rows) if ctx.needs_input_grad[2] else None
+        return grad_x, dweight and dweight.rest(), grad_bias
 
 
 class Einsum:

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from ..kernels import copy, empty, zeros
+from ..kernels import concatenate, copy, empty, zeros
 
 
 class Reshape:
@@ -67,7 +67,7 @@ class Split:
 
     @staticmethod
     def backward(ctx, *grads):
-        return join(grads, ctx.axis)
+        return concatenate(grads, ctx.axis)
 
 
 class Concatenate:
@@ -75,7 +75,7 @@ class Concatenate:
     def forward(ctx, *arrays, axis):
         ctx.axis = axis
         ctx.ends = list(itertools.accumulate(array.shape[axis] for array in arrays))
-        return join(arrays, axis)
+        return concatenate(arrays, axis)
 
     @staticmethod
     def backward(ctx, grad):
@@ -86,18 +86,11 @@ class Stack:
     @staticmethod
     def forward(ctx, *arrays, axis):
         ctx.axis = axis
-        return join([np.expand_dims(array, axis) for array in arrays], axis)
+        return concatenate([np.expand_dims(array, axis) for array in arrays], axis)
 
     @staticmethod
     def backward(ctx, grad):
         return tuple(np.moveaxis(grad, ctx.axis, 0))
-
-
-def join(arrays, axis: int) -> np.ndarray:
-    shape = list(arrays[0].shape)
-    shape[axis] = sum(array.shape[axis] for array in arrays)
-    out = empty(tuple(shape), np.result_type(*arrays))
-    return np.concatenate(arrays, axis=axis, out=out)
 
 
 class Cast:

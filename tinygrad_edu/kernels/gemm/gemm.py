@@ -18,7 +18,8 @@ import threading
 
 import numpy as np
 
-from .. import elementwise
+from .. import elementwise, switch
+from ..allocator import empty
 from ..launch import most_threads, threads
 
 SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
@@ -33,6 +34,7 @@ TASKS = 16  # tiles of C to aim for, so that threads of unequal speed finish tog
 BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
 BIAS, GELU, KEEP, RESIDUAL = 1, 2, 4, 8  # what `finish` is to do, added up
 
+KEPT_BYTES = 1 << 16  # workspace that is worth keeping
 _local = threading.local()  # workspace, one per calling thread
 _engine = None
 
@@ -146,7 +148,7 @@ def quick(a, b, out=None):
     dtype = a.dtype
     (m, _), (k, n) = a.shape, b.shape
     alone = n * k <= THIN_ALONE
-    if (not alone and m > FEW) or dtype is not b.dtype:
+    if (not alone and m > FEW) or dtype is not b.dtype or switch.off:
         return None
     here, on_threads, space = _quick.get(dtype.char) or _quick_entry(dtype)
     if here is None:
@@ -221,11 +223,16 @@ def _kernels():
 
 
 def _space(name, count, dtype):
-    """At least `count` elements, kept from call to call; what is in them is left over."""
+    """At least `count` elements of workspace, with whatever is left over in them.
+
+    Small ones are kept from call to call; large ones are charged to whoever counts memory.
+    """
+    size = dtype.itemsize
+    if count * size > KEPT_BYTES:
+        return empty((count,), dtype, "workspace")
     spaces = _local.__dict__
     space = spaces.get((name, dtype.char))
     if space is None or space.size < count:
-        size = dtype.itemsize
         raw = np.empty(count * size + 64, np.uint8)
         start = -raw.ctypes.data % 64  # vectors that do not straddle cache lines
         space = spaces[name, dtype.char] = raw[start : start + count * size].view(dtype)
@@ -298,6 +305,8 @@ def _product(a, b, out, bias, add, extra=None, todo=0):
         space = _space("b", 64 * max(k, 32), dtype)  # a sliver of B, or FEW rows of A
         bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
         extra = out if extra is None else extra
+        if switch.off:
+            return
         _kernels().here[dtype.char](a, b, out, bias, extra, todo, add, way, space)
     else:
         matrices = [None if x is None else x[None, None] for x in (a, b, out, bias)]
@@ -314,14 +323,15 @@ def _launch(a, b, out, bias, add, way, extra=None, todo=0):
         plan, a_count, state_count = _thin_plan(m, n, k), 0, 1
         b_count = 64 * max(k, 32)  # a sliver of B, or FEW rows of A
     own = batch > 1 or way != BLOCKED
-    kernel = _kernels().on_threads[dtype.char]
     state = _space("state", state_count * (workers + 1 if own else 1), INT)
     state[: 1 if own else state_count] = 0
     a_space = _space("a", a_count * workers, dtype)
     b_space = _space("b", b_count * (workers if own else 1), dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
     extra = out if extra is None else extra
-    kernel(
+    if switch.off:
+        return
+    _kernels().on_threads[dtype.char](
         workers, a, b, out, bias, extra, todo, add, way,
         plan, state, state_count, a_space, b_space, b_count,
     )  # fmt: skip
