@@ -1,14 +1,13 @@
 """What a checkpoint of a run holds: all that the next step depends on, and nothing else.
 
 Batches follow from (seed, step), so weights, optimizer state, the step and the state of the
-generator that feeds dropout are enough to continue with the same bits.
+generator that feeds dropout are enough to continue with the same bits. Weights and state pass
+through in pieces: where they live, there may be more of them than memory has room for.
 """
 
 import dataclasses
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import tinygrad_edu as tg
 
@@ -18,14 +17,15 @@ from .data import Dataset
 from .errors import UserError
 from .model import GPT
 from .run_folder import Checkpoint
+from .tensor_file import LazyTensor
 
 
 def checkpoint_of(
     model: GPT, optimizer: tg.optim.AdamW, data: Dataset, config: TrainConfig
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor], dict[str, Any]]:
     """Weights, optimizer state, and all else that the next step depends on."""
     state = {
-        f"{kind}.{name}": parameter.storage.state[kind]
+        f"{kind}.{name}": gpt2_layout.stored(parameter, kind)
         for name, parameter in model.named_parameters()
         for kind in optimizer.state_names
     }
@@ -42,7 +42,10 @@ def checkpoint_of(
 def restore(
     found: Checkpoint, model: GPT, optimizer: tg.optim.AdamW, data: Dataset, where: Path
 ) -> None:
-    """The inverse of `checkpoint_of`; UserError if the run was of another model or other data."""
+    """The inverse of `checkpoint_of`, which closes `found`.
+
+    UserError, and nothing is changed, if the run was of another model or other data.
+    """
     own, saved = dataclasses.asdict(model.config), found.info["model"]
     differences = [
         f"{k} {saved.get(k)} there, {own[k]} here" for k in own if own[k] != saved.get(k)
@@ -56,9 +59,22 @@ def restore(
             f"{where} was trained on other data ({found.info['data']}): give the same --data and "
             "--tokenizer, or use another --out"
         )
-    model.load_state_dict(gpt2_layout.from_layout(found.model, model, where))
-    for name, parameter in model.named_parameters():
-        for kind in optimizer.state_names:
-            np.copyto(parameter.storage.state[kind], found.state[f"{kind}.{name}"])
+    places = {
+        f"{kind}.{name}": (kind, parameter.storage)
+        for name, parameter in model.named_parameters()
+        for kind in optimizer.state_names
+    }
+    here = {name: storage.shape for name, (_, storage) in places.items()}
+    there = {name: tensor.shape for name, tensor in found.state.items()}
+    if here != there:
+        name = min(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
+        raise UserError(
+            f"{where} holds another optimizer's state ({name} is {there.get(name, 'missing')} "
+            f"there, {here.get(name, 'unknown')} here): use another --out"
+        )
+    gpt2_layout.from_layout(found.model, model, where)
+    for name, (kind, storage) in places.items():
+        storage.fill(kind, found.state[name].pieces_as(storage.dtype))
+    found.close()
     optimizer.steps = found.step
     model.rng.bit_generator.state = found.info["rng"]

@@ -15,11 +15,18 @@ from typing import Any
 BINARY = getattr(os, "O_BINARY", 0)  # Windows
 
 
+def _seek_and_read(descriptor: int, length: int, offset: int) -> bytes:
+    """Windows has no pread."""
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, length)
+
+
 class Calls:
     """The operating system."""
 
     open = staticmethod(os.open)
     read = staticmethod(os.read)
+    pread = staticmethod(getattr(os, "pread", _seek_and_read))
     write = staticmethod(os.write)
     fsync = staticmethod(os.fsync)
     truncate = staticmethod(os.ftruncate)
@@ -56,10 +63,20 @@ def chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
+def read_at(descriptor: int, start: int, length: int) -> bytes:
+    """`length` bytes from `start` on, however few at a time the system gives; fewer at the end."""
+    parts = []
+    while length > 0 and (part := calls.pread(descriptor, length, start)):
+        parts.append(part)
+        start, length = start + len(part), length - len(part)
+    return b"".join(parts)
+
+
 def write_new(path: Path, chunks: Iterable[Any]) -> None:
     with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
         for chunk in chunks:
             write(descriptor, chunk)
+            del chunk  # before the next is made: there may be room for one
         calls.fsync(descriptor)
 
 

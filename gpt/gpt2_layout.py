@@ -4,6 +4,8 @@ Three things differ from the model in memory. The matrices of a block are stored
 the original code called them convolutions. Older files leave out the leading "transformer.", and
 carry the causal masks along as "attn.bias". A model without biases is written with zeros, since
 GPT-2 always has them; config.json says "bias": false.
+
+Tensors pass through in pieces: at most one matrix, to be transposed, is in memory at once.
 """
 
 import json
@@ -12,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
-from .disk import write_atomically
+from tinygrad_edu.nn import Parameter
+from tinygrad_edu.storage import WEIGHT
+
+from . import disk
 from .errors import UserError
+from .tensor_file import LazyTensor, TensorFile, equal, lazy, serialized, transposed
 
 if TYPE_CHECKING:
     from .model import GPT
@@ -60,83 +64,103 @@ def config_text(config: Any) -> str:
     return json.dumps(config_json(config), indent=2) + "\n"
 
 
-def to_layout(model: "GPT") -> dict[str, np.ndarray]:
+def stored(parameter: Parameter, kind: str) -> LazyTensor:
+    """The weight or an optimizer state of `parameter`, read where it lives."""
+    storage = parameter.storage
+    return LazyTensor(storage.shape, storage.dtype, lambda: storage.chunks(kind))
+
+
+def to_layout(model: "GPT") -> dict[str, LazyTensor]:
     """All parameters, named and shaped as GPT-2's file has them."""
     out = {}
     for name, parameter in model.named_parameters():
-        array = parameter.data.T if name.endswith(TRANSPOSED) else parameter.data
-        out[name] = np.ascontiguousarray(array)
+        tensor = stored(parameter, WEIGHT)
+        out[name] = tensor = transposed(tensor) if name.endswith(TRANSPOSED) else tensor
         is_embedding = name.startswith(("transformer.wte", "transformer.wpe"))
         if not model.config.bias and not is_embedding:
-            out[name[: -len("weight")] + "bias"] = np.zeros(array.shape[-1], array.dtype)
+            out[name[: -len("weight")] + "bias"] = zeros(tensor.shape[-1], tensor.dtype)
     return out
 
 
-def from_layout(
-    tensors: Mapping[str, np.ndarray], model: "GPT", where: Path
-) -> dict[str, np.ndarray]:
-    """The inverse of `to_layout`, for `model.load_state_dict`; names every difference."""
+def zeros(size: int, dtype: np.dtype) -> LazyTensor:
+    return LazyTensor((size,), dtype, lambda: iter([np.zeros(size, dtype)]))
+
+
+def from_layout(tensors: Mapping[str, Any], model: "GPT", where: Path) -> None:
+    """The inverse of `to_layout`: sets every parameter of `model`.
+
+    `tensors` are arrays or LazyTensors. UserError names every difference, and nothing is changed.
+    """
     found = {
-        name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": array
-        for name, array in tensors.items()
+        name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": tensor
+        for name, tensor in tensors.items()
     }
-    found = {name: array for name, array in found.items() if not name.endswith(MASKS)}
+    found = {name: lazy(tensor) for name, tensor in found.items() if not name.endswith(MASKS)}
     problems = []
     head = found.pop("lm_head.weight", None)
-    if head is not None and not np.array_equal(head, found.get("transformer.wte.weight", head)):
-        problems.append("lm_head.weight differs from transformer.wte.weight, which it must equal")
-    own = dict(model.named_parameters())
-    state = {}
-    for name, parameter in own.items():
-        array = found.pop(name, None)
-        if array is None:
+    embedding = found.get("transformer.wte.weight", head)
+    fitting, maybe_zero = [], []
+    for name, parameter in model.named_parameters():
+        tensor = found.pop(name, None)
+        if tensor is None:
             problems.append(f"{name} is missing")
             continue
-        array = array.T if name.endswith(TRANSPOSED) and array.ndim == 2 else array
-        if array.shape != parameter.shape:
-            problems.append(f"{name} has shape {array.shape}, the config says {parameter.shape}")
-        state[name] = array.astype(np.float32, copy=False)
-    for name, array in found.items():
+        if name.endswith(TRANSPOSED) and len(tensor.shape) == 2:
+            tensor = transposed(tensor)
+        if tensor.shape != parameter.shape:
+            problems.append(f"{name} has shape {tensor.shape}, the config says {parameter.shape}")
+        fitting.append((parameter, tensor))
+    for name, tensor in found.items():
         if model.config.bias or not name.endswith(".bias"):
             problems.append(f"{name} is not a tensor of this model")
-        elif array.any():
+        else:
+            maybe_zero.append((name, tensor))
+    # names and shapes are known: only now is a number read
+    if head is not None and not equal(head, embedding):
+        problems.append("lm_head.weight differs from transformer.wte.weight, which it must equal")
+    for name, tensor in maybe_zero:
+        if any(piece.any() for piece in tensor.pieces()):
             problems.append(f'{name} is not zero, though config.json says "bias": false')
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(f"{where}: the weights do not fit: {'; '.join(problems[:8])}{more}")
-    return state
-
-
-def save_bytes(tensors: dict[str, np.ndarray]) -> bytes:
-    return save(tensors, metadata={"format": "pt"})
+    for parameter, tensor in fitting:
+        parameter.assign(tensor.pieces_as(parameter.dtype))
 
 
 def save_model(model: "GPT", folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "model.safetensors", save_bytes(to_layout(model)))
-    write_atomically(folder / "config.json", config_text(model.config).encode())
+    tensors = to_layout(model)
+    # as safetensors.numpy.save orders and spaces them
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    chunks = serialized({name: tensors[name] for name in ordered}, separators=(",", ":"))
+    disk.write_atomically(folder / "model.safetensors", disk.content(chunks))
+    disk.write_atomically(folder / "config.json", config_text(model.config).encode())
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     """A GPT-2 folder -> the fields of GPTConfig, the tensors. UserError says what does not fit."""
     config = read_config(folder)
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
         files = [single]
     elif index.exists():
-        shards = json.loads(index.read_text())["weight_map"].values()
-        files = [folder / name for name in sorted(set(shards))]
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            files = [folder / name for name in sorted(set(shards))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{index} has no weight_map of names to files: fetch it anew") from None
     else:
         hint = ""
         if (folder / "pytorch_model.bin").exists():
             hint = "; pytorch_model.bin is a pickle, which is never opened: save as safetensors"
         raise UserError(f"{folder} has no model.safetensors{hint}")
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, LazyTensor] = {}
     for file in files:
         try:
-            tensors.update(load_file(file))
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise UserError(f"{file} cannot be read as safetensors: {error}") from None
+            tensors.update(TensorFile(file).tensors())
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror}") from None
     return config, tensors
 
 

@@ -196,5 +196,5 @@ class GPT(nn.Module):
         """Opens a GPT-2 folder of this project or of Hugging Face `transformers`."""
         config, tensors = gpt2_layout.read(Path(folder))
         model = cls(GPTConfig(**config), recompute=recompute)
-        model.load_state_dict(gpt2_layout.from_layout(tensors, model, Path(folder)))
+        gpt2_layout.from_layout(tensors, model, Path(folder))
         return model

@@ -11,22 +11,18 @@ second name (a hard link) of the committed model, for programs that look for tha
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
-
 from . import disk
 from .errors import UserError
 from .metrics import Metrics, plain
+from .tensor_file import DamagedFile, LazyTensor, TensorFile, serialized
 
 FORMAT = 1  # of train.json
 ROLES = ("model", "state")
@@ -34,39 +30,7 @@ RUN_FILES = ("train.json", "metrics.jsonl", "model.safetensors", "config.json", 
 RUN_FILES += ("loss.png",)
 # Checkpoint files, and what was being written when a process died.
 GENERATED = re.compile(r"(model|state)-\d{7,}(-again)?\.safetensors|\..+\.\d+\.partial(\.\w+)?")
-DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bool": "BOOL"}
-DTYPES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
-DTYPES |= {f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)}
 START_OVER = "restore it from a copy, or start over with --overwrite or another --out"
-
-
-def _serialized(tensors: Mapping[str, Any], entry: dict[str, Any]) -> Iterator[Any]:
-    """A safetensors file, piece by piece, so that no second copy of the tensors is ever in memory.
-
-    The layout is https://huggingface.co/docs/safetensors: header length (u64), JSON header, data.
-    `entry` receives the size, the sha256 of the whole and the crc32 of each tensor.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
-    ordered = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # keeps all aligned
-    end = 0
-    for name in ordered:
-        dtype, shape = tensors[name].dtype, tensors[name].shape
-        if dtype.name not in DTYPES:
-            raise TypeError(f"{name} is {dtype}, which safetensors has no name for")
-        start, end = end, end + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": DTYPES[dtype.name], "shape": list(shape)}
-        header[name]["data_offsets"] = [start, end]
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    whole = hashlib.sha256(preamble := len(text).to_bytes(8, "little") + text)
-    yield preamble
-    for name in ordered:
-        array = np.asarray(tensors[name], tensors[name].dtype.newbyteorder("<"), order="C")
-        data = array.reshape(-1).view(np.uint8)
-        whole.update(data)
-        entry["tensors"][name] = zlib.crc32(data)
-        yield data
-    entry |= {"bytes": len(preamble) + end, "sha256": whole.hexdigest()}
 
 
 def _sealed(content: dict[str, Any]) -> bytes:
@@ -77,12 +41,18 @@ def _sealed(content: dict[str, Any]) -> bytes:
 
 @dataclass
 class Checkpoint:
-    """What `RunFolder.commit` was given."""
+    """What `RunFolder.commit` was given. Tensors stay in their files until they are asked for."""
 
     step: int
-    model: dict[str, np.ndarray]
-    state: dict[str, np.ndarray]
+    model: dict[str, LazyTensor]
+    state: dict[str, LazyTensor]
     info: dict[str, Any]
+    files: tuple[TensorFile, ...]
+
+    def close(self) -> None:
+        """Lets go of the files: the system keeps what is open, even after a later commit."""
+        for file in self.files:
+            file.close()
 
 
 class RunFolder:
@@ -130,12 +100,13 @@ class RunFolder:
     def commit(
         self,
         step: int,
-        model_tensors: Mapping[str, np.ndarray],
-        state_tensors: Mapping[str, np.ndarray],
+        model_tensors: Mapping[str, Any],
+        state_tensors: Mapping[str, Any],
         info: Mapping[str, Any],
     ) -> None:
         """Makes this the folder's checkpoint; `info` is anything JSON or NumPy can hold.
 
+        Tensors are arrays or LazyTensors, of which one piece at a time is in memory.
         OSError leaves the previous checkpoint as it was. What goes wrong after the commit (old
         files that stay, a stale model.safetensors) is mended later, and no error.
         """
@@ -151,8 +122,10 @@ class RunFolder:
                 path = self.path / f"{role}-{step:07d}.safetensors"
                 if path.name in taken:  # the checkpoint of this very step must survive
                     path = path.with_stem(f"{path.stem}-again")
-                entry: dict[str, Any] = {"name": path.name, "tensors": {}}
-                disk.write_atomically(path, disk.content(_serialized(tensors, entry)))
+                entry: dict[str, Any] = {"name": path.name}
+                aligned = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+                chunks = serialized(dict(aligned), entry)
+                disk.write_atomically(path, disk.content(chunks))
                 content["files"][role] = entry
             disk.write_atomically(self.path / "train.json", _sealed(content))
         except BaseException:
@@ -164,19 +137,21 @@ class RunFolder:
     def read(self) -> Checkpoint | None:
         """The committed checkpoint, every byte verified; None if there is none yet.
 
-        UserError, naming the file and the tensor, for one that is damaged or not ours. A run that
-        is being written by another process can be read.
+        Its files stay open until `Checkpoint.close`, or until nothing refers to it. UserError,
+        naming the file and the tensor, for one that is damaged or not ours. A run that is being
+        written by another process can be read.
         """
         while (content := self._manifest()) is not None:
             try:
-                model, state = (self._tensors(content["files"][role]) for role in ROLES)
+                found = [self._verified(content["files"][role]) for role in ROLES]
             except UserError:
                 if self._manifest() == content:
                     raise
                 continue  # the run went on meanwhile and removed what we were reading
             self._publish(content["files"]["model"])
             info = {k: v for k, v in content.items() if k not in ("format", "step", "files")}
-            return Checkpoint(content["step"], model, state, info)
+            files, (model, state) = zip(*found)
+            return Checkpoint(content["step"], model, state, info, files)
         return None
 
     def _manifest(self) -> dict[str, Any] | None:
@@ -209,17 +184,20 @@ class RunFolder:
         content = self._manifest()
         return {entry["name"] for entry in content["files"].values()} if content else set()
 
-    def _tensors(self, entry: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The tensors of one checkpoint file, once its size and checksum are right."""
+    def _verified(self, entry: dict[str, Any]) -> tuple[TensorFile, dict[str, LazyTensor]]:
+        """One checkpoint file and its tensors, once its size and checksum are right."""
         path = self.path / entry["name"]
         try:
-            size = path.stat().st_size
-            if size != entry["bytes"]:
-                how = "cut short" if size < entry["bytes"] else "too long"
-                raise UserError(f"{path}: is {how}, {size} bytes of {entry['bytes']}; {START_OVER}")
-            if disk.sha256(path) != entry["sha256"]:
-                raise UserError(f"{path}: is damaged in {_damage(path, entry)}; {START_OVER}")
-            return safetensors.numpy.load_file(path)
+            file = TensorFile(path)
+            size = f"{file.size} bytes of {entry['bytes']}"
+            if file.size > entry["bytes"]:
+                raise UserError(f"{path}: is too long, {size}; {START_OVER}")
+            if file.size < entry["bytes"]:
+                place = _damage(file, entry)
+                raise UserError(f"{path}: is cut short, {size}, in {place}; {START_OVER}")
+            if file.sha256() != entry["sha256"]:
+                raise UserError(f"{path}: is damaged in {_damage(file, entry)}; {START_OVER}")
+            return file, file.tensors()
         except FileNotFoundError:
             raise UserError(f"{path}: is missing, and train.json needs it; {START_OVER}") from None
         except OSError as error:
@@ -255,13 +233,20 @@ class RunFolder:
                 disk.calls.unlink(self.path / name)
 
 
-def _damage(path: Path, entry: dict[str, Any]) -> str:
+def _damage(file: TensorFile, entry: dict[str, Any]) -> str:
     """Where the damage is: in which tensors, or else in the file's header."""
     try:
-        tensors = safetensors.numpy.load_file(path)
-    except (SafetensorError, ValueError, KeyError, TypeError):
-        return "its header"
-    if tensors.keys() != entry["tensors"].keys():
-        return "its header"
-    wrong = [n for n in tensors if zlib.crc32(tensors[n].tobytes()) != entry["tensors"][n]]
+        tensors = file.tensors()
+        if tensors.keys() != entry["tensors"].keys():
+            return "its header"
+        wrong = [n for n in tensors if _crc32(tensors[n]) != entry["tensors"][n]]
+    except DamagedFile as error:
+        return error.where
     return "tensor " + ", ".join(wrong) if wrong else "its header"
+
+
+def _crc32(tensor: LazyTensor) -> int:
+    checksum = 0
+    for piece in tensor.pieces_as(tensor.dtype.newbyteorder("<")):
+        checksum = zlib.crc32(piece, checksum)
+    return checksum

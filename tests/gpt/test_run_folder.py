@@ -20,7 +20,7 @@ from gpt.run_folder import RunFolder
 class FailingDisk(disk.Calls):
     """Fails the n-th call (and, if `for_good`, all after it); `most` bytes a write."""
 
-    CALLS = ("open", "read", "write", "fsync", "truncate", "replace", "link", "unlink")
+    CALLS = ("open", "read", "pread", "write", "fsync", "truncate", "replace", "link", "unlink")
 
     def __init__(self, at=0, error=errno.EIO, for_good=False, most=None, on_call=None):
         self.log, self.failed = [], False
