@@ -6,7 +6,7 @@ x = tg.Tensor([1.0, 2.0], requires_grad=True)
 x.grad                      # array([2., 4.], dtype=float32)
 """
 
-from . import functional, nn, optim
+from . import functional, memory, nn, optim
 from .gradcheck import GradcheckError, gradcheck
 from .kernels import set_matmul_backend, set_num_threads
 from .recompute import checkpoint
@@ -26,6 +26,7 @@ __all__ = [
     "functional",
     "gradcheck",
     "maximum",
+    "memory",
     "minimum",
     "nn",
     "no_grad",

@@ -1,0 +1,25 @@
+"""One chip, a large external memory, and the same bits.
+
+`chip` opens a device with a byte budget; `budget` is its account; `external` is the memory behind
+it; `streamed` is a parameter that lives there; `residency` decides what is fetched and what leaves,
+from the `schedule` of the last time; `transfer` moves bytes; `file_update` is the optimizer's pass
+over a file; `timeline` records it all, and `report` tells it. `rehearsal` says beforehand what a
+step would need.
+"""
+
+from .chip import Chip, ChipMemoryError
+from .external import ExternalMemory, ExternalMemoryError
+from .rehearsal import Rehearsal
+from .sizes import parse_size, show_size
+from .timeline import Timeline
+
+__all__ = [
+    "Chip",
+    "ChipMemoryError",
+    "ExternalMemory",
+    "ExternalMemoryError",
+    "Rehearsal",
+    "Timeline",
+    "parse_size",
+    "show_size",
+]

@@ -1,0 +1,142 @@
+"""The chip's memory: a fixed number of bytes, every one of which is accounted for.
+
+While a chip is open, `kernels.empty` takes its memory from here, so every activation, gradient and
+workspace is charged, and so are streamed weights. Four kinds of bytes are *needed*: weights that an
+op is using, activations, gradients on their way out, and kernel workspace. Copies of weights that
+nobody is using are *idle*: they are kept while there is room, since the next pass will want them,
+and dropped without loss when there is none. Blocks whose arrays have died wait on a *free* list to
+be used again; they are real memory too, so they count against the budget, and the one freed longest
+ago is given back to the operating system when something else needs the room.
+
+    needed + idle + free <= limit      at every instant
+"""
+
+import mmap
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import tape
+from ..kernels.allocator import aligned_block, lease
+
+KINDS = ("weights", "activations", "gradients", "workspace")
+MAPPED = 1 << 17  # bytes: from here on a block is a mapping of its own, and leaves when dropped
+PAGE = 4096
+
+
+class Budget:
+    """Memory for arrays, `limit` bytes in all. Used by one thread."""
+
+    def __init__(self, limit: int, poison: bool = False) -> None:
+        self.limit, self.poison = limit, poison
+        self.held = dict.fromkeys(KINDS, 0)  # needed bytes by kind
+        self.needed = self.idle = self.free = 0
+        self.peak = 0  # the most that was ever needed
+        self.peak_by_kind = dict.fromkeys(KINDS, 0)  # the most of each kind, each at its own time
+        self.at_peak = dict(self.held)  # how the peak was made up
+        self.peak_idle = 0
+        self.high = 0  # the most needed since `take_high`
+        self.leases: dict[int, tuple] = {}  # id -> (bytes, kind, shape, dtype, module)
+        self.make_room: Callable[[int, str], None] = lambda nbytes, what: None
+        self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._freed: OrderedDict[int, np.ndarray] = OrderedDict()  # oldest first
+
+    # The interface of `kernels.allocator.Recycler`.
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, kind: str = "activations") -> Any:
+        """An uninitialised C-contiguous array of `shape` and `dtype`, charged to `kind`."""
+        count = 1
+        for n in shape:
+            count *= n
+        block = self.block(count * dtype.itemsize, kind, (shape, dtype))
+        held = lease(block, self)
+        held.kind = kind
+        scope = tape.state.scope
+        module = type(scope[-1]).__name__ if scope else ""
+        self.leases[id(held)] = (block.nbytes, kind, shape, dtype, module)
+        return np.ndarray(shape, dtype, buffer=held)
+
+    def give_back(self, held: Any) -> None:
+        """Called when the last array in a block has died."""
+        del self.leases[id(held)]
+        self.charge(held.kind, -held.block.nbytes)
+        self.release(held.block)
+
+    # Blocks.
+
+    def block(self, nbytes: int, kind: str, what: Any) -> np.ndarray:
+        """Uninitialised bytes, charged to `kind`; a ChipMemoryError names `what` did not fit."""
+        size = max(64, -(-nbytes // 64) * 64) if nbytes < MAPPED else -(-nbytes // PAGE) * PAGE
+        if self.needed + self.idle + size > self.limit:
+            self.make_room(size, what)
+        waiting = self._free.get(size)
+        if waiting:
+            block = waiting.pop()
+            del self._freed[id(block)]
+            self.free -= size
+        else:
+            self._trim(size)
+            block = aligned_block(size) if size < MAPPED else mapped_block(size)
+        self.charge(kind, size)
+        return block
+
+    def release(self, block: np.ndarray) -> None:
+        """The block may be used again. Its bytes must have been uncharged."""
+        if self.poison:
+            block.fill(0xFF)  # NaN, whoever reads it as floats
+        self.free += block.nbytes
+        self._free[block.nbytes].append(block)
+        self._freed[id(block)] = block
+
+    def _trim(self, wanted: int) -> None:
+        """Gives free blocks back to the operating system until `wanted` bytes more fit."""
+        while self._freed and self.needed + self.idle + self.free + wanted > self.limit:
+            _, block = self._freed.popitem(last=False)
+            waiting = self._free[block.nbytes]
+            del waiting[next(i for i, b in enumerate(waiting) if b is block)]
+            self.free -= block.nbytes
+
+    # The account.
+
+    def charge(self, kind: str, nbytes: int) -> None:
+        """`nbytes` more (or fewer) of a kind that is needed, or of "idle"."""
+        if kind == "idle":
+            self.idle += nbytes
+            self.peak_idle = max(self.peak_idle, self.idle)
+            return
+        self.held[kind] += nbytes
+        self.needed += nbytes
+        if nbytes > 0:
+            self.peak_by_kind[kind] = max(self.peak_by_kind[kind], self.held[kind])
+            self.high = max(self.high, self.needed)
+            if self.needed > self.peak:
+                self.peak, self.at_peak = self.needed, dict(self.held)
+
+    def relabel(self, array: np.ndarray, kind: str) -> int:
+        """Charges the block behind an array to another kind; its bytes (0 if it is not ours)."""
+        held = array
+        while isinstance(held, np.ndarray):
+            held = held.base
+        if id(held) not in self.leases:
+            return 0
+        nbytes, before, *rest = self.leases[id(held)]
+        self.leases[id(held)] = (nbytes, kind, *rest)
+        held.kind = kind
+        self.charge(before, -nbytes)
+        self.charge(kind, nbytes)
+        return nbytes
+
+    def take_high(self) -> int:
+        """The most that was needed since this was last asked."""
+        high, self.high = self.high, self.needed
+        return high
+
+
+def mapped_block(nbytes: int) -> np.ndarray:
+    """`nbytes` of zeros that start on a page, and leave the process when the last view dies."""
+    memory = mmap.mmap(-1, nbytes)
+    if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)  # fewer page faults, where the kernel allows it
+    return np.frombuffer(memory, np.uint8)

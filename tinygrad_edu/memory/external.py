@@ -1,0 +1,417 @@
+"""The external memory: where every weight, gradient and optimizer state lives.
+
+It hands out *blobs*, plain ranges of bytes that are read and written at an offset. Behind them is
+RAM, or one file. A file is read and written with positional calls only: mapping it would let an
+I/O error kill the process, and would hide what is really in memory.
+
+    header (4096 bytes) | weights | gradients and optimizer state | table
+
+Every blob starts at a multiple of 4096. The header says whose file it is and whether it is live.
+A live file is scratch: nothing in it can be trusted after a crash, and the run's last checkpoint is
+what one goes on from. Closing the memory in good order writes the table (what is where, with
+checksums) and marks the file closed.
+
+A file keeps a checksum per MiB of everything but gradients. They are compared where all bytes pass
+by anyway, at a checkpoint and when a closed file is opened, and not on the way to the chip.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .budget import mapped_block
+from .sizes import parse_size, show_size
+
+PAGE = 4096
+GRID = 1 << 20  # bytes per checksum
+MAGIC = "tinygrad_edu external memory"
+VERSION = 1
+GRADIENT = "gradient"  # the kind of blob that has no checksums
+
+
+class Calls:
+    """The operating system; a test puts one that fails, or is slow, in its place."""
+
+    open = staticmethod(os.open)
+    close = staticmethod(os.close)
+    fsync = staticmethod(os.fsync)
+    truncate = staticmethod(os.ftruncate)
+
+    @staticmethod
+    def allocate(descriptor: int, start: int, nbytes: int) -> None:
+        """Makes room on the medium itself, so that it cannot run out later."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, start, nbytes)
+        else:
+            os.ftruncate(descriptor, start + nbytes)
+
+    @staticmethod
+    def read(descriptor: int, buffer: Any, offset: int) -> int:
+        return os.preadv(descriptor, [buffer], offset)
+
+    @staticmethod
+    def write(descriptor: int, buffer: Any, offset: int) -> int:
+        return os.pwrite(descriptor, buffer, offset)
+
+    @staticmethod
+    def lock(descriptor: int) -> bool:
+        """Whether the file is ours alone now."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+calls = Calls()
+
+
+class ExternalMemoryError(OSError):
+    """The external memory cannot be used: the message says which file, which tensor, and why."""
+
+
+class Blob:
+    """`nbytes` bytes of the memory. `kind` is "weight", "gradient" or an optimizer state's name."""
+
+    def __init__(self, memory: "ExternalMemory", kind: str, nbytes: int, owner: Any) -> None:
+        self.memory, self.kind, self.nbytes, self.owner = memory, kind, nbytes, owner
+        self.start = 0  # in the file
+        self.array: np.ndarray | None = None  # in RAM
+        self.sums: list[int] = []  # in a file, not for gradients
+
+    @property
+    def what(self) -> str:
+        return f"{self.kind} of {self.owner.name or f'a parameter of shape {self.owner.shape}'}"
+
+    def read(self, offset: int, buffer: np.ndarray) -> None:
+        """Fills `buffer` (bytes) from `offset` on."""
+        if self.array is not None:
+            np.copyto(buffer, self.array[offset : offset + buffer.nbytes])
+        else:
+            self.memory._read(self.start + offset, buffer, self.what)
+
+    def write(self, offset: int, buffer: np.ndarray) -> None:
+        """Stores `buffer` (bytes). A file takes whole GRID cells, except for gradients."""
+        if self.array is not None:
+            np.copyto(self.array[offset : offset + buffer.nbytes], buffer)
+            return
+        self.memory._write(self.start + offset, buffer, self.what)
+        if self.sums:
+            for at in range(0, buffer.nbytes, GRID):
+                self.sums[(offset + at) // GRID] = checksum(buffer[at : at + GRID])
+
+    def verify(self, offset: int, buffer: np.ndarray) -> None:
+        """Raises if whole cells that were read from `offset` are not what was written there."""
+        for at in range(0, buffer.nbytes if self.sums else 0, GRID):
+            if checksum(buffer[at : at + GRID]) != self.sums[(offset + at) // GRID]:
+                raise ExternalMemoryError(
+                    errno.EIO,
+                    f"{self.memory.path} is corrupted in the {self.what}, near byte {offset + at}: "
+                    "the medium or another program changed it; resume from the last checkpoint",
+                )
+
+
+def checksum(data: np.ndarray) -> int:
+    """The sum of 64-bit words, modulo 2^64: as fast as memory, and no flipped bit escapes it."""
+    whole = data.size // 8 * 8
+    total = int(np.add.reduce(data[:whole].view(np.uint64))) if whole else 0
+    return (total + int.from_bytes(data[whole:].tobytes(), "little")) % 2**64
+
+
+class ExternalMemory:
+    """RAM (no `path`), or a file.
+
+    bandwidth: bytes per second between memory and chip, each way, as a number or "2GB"; latency:
+    seconds until a transfer's first byte. Both emulate a link: transfers really take that long.
+    None: as fast as the machine is. One memory serves one chip at a time.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        bandwidth: int | float | str | None = None,
+        latency: float | None = None,
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.bandwidth = None if bandwidth is None else parse_size(bandwidth, "bandwidth")
+        if latency is not None and not 0 <= latency < 3600:
+            raise ValueError(f"latency is in seconds, at least 0, got {latency!r}")
+        self.latency = latency or 0.0
+        self.blobs: list[Blob] = []
+        self.is_open = False
+        self._descriptor = -1
+        self._end = PAGE
+        self._expected: list[dict[str, Any]] = []  # weights that a closed file held
+
+    @property
+    def medium(self) -> str:
+        return "RAM" if self.path is None else str(self.path)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(blob.nbytes for blob in self.blobs)
+
+    def open(self) -> None:
+        """Takes the file; ExternalMemoryError if it is someone else's, damaged, or in use."""
+        if self.is_open:
+            raise RuntimeError(f"this external memory ({self.medium}) already serves a chip")
+        if self.path is not None:
+            self._open_file(self.path)
+        self.is_open = True
+
+    def close(self, in_order: bool = True) -> None:
+        """Lets go of the file; `in_order`: its content is whole, and is marked so."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        if self._descriptor < 0:
+            return
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
+            if in_order:
+                self._write_table(descriptor)
+        finally:
+            calls.close(descriptor)
+
+    def allocate(self, kind: str, nbytes: int, owner: Any) -> Blob:
+        """A blob of zeros."""
+        if not self.is_open:
+            raise RuntimeError("this external memory is closed: use it inside `with Chip(...)`")
+        blob = Blob(self, kind, nbytes, owner)
+        if self.path is None:
+            blob.array = mapped_block(nbytes) if nbytes >= PAGE else np.zeros(nbytes, np.uint8)
+        else:
+            if kind == "weight":
+                self._expect(owner)
+            blob.start = self._end
+            room = -(-nbytes // PAGE) * PAGE
+            if room:
+                with self._trouble(f"no room for the {blob.what} ({show_size(nbytes)})"):
+                    calls.allocate(self._descriptor, self._end, room)
+            self._end += room
+            if kind != GRADIENT:
+                blob.sums = [0] * -(-nbytes // GRID)  # of zeros
+        self.blobs.append(blob)
+        return blob
+
+    def free(self, blob: Blob) -> None:
+        """Forgets a blob; the room in a file is not used again."""
+        self.blobs.remove(blob)
+
+    # The file.
+
+    def _open_file(self, path: Path) -> None:
+        if not hasattr(os, "preadv"):
+            raise ExternalMemoryError(
+                errno.ENOSYS, "this system has no positional reads: leave out the path, to use RAM"
+            )
+        try:
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+            self._descriptor = calls.open(path, flags, 0o666)
+        except OSError as error:
+            raise ExternalMemoryError(
+                error.errno, f"{path} cannot be opened as external memory: {error.strerror}"
+            ) from None
+        try:
+            header = self._header()
+            if not calls.lock(self._descriptor):
+                raise ExternalMemoryError(
+                    errno.EBUSY,
+                    f"{path} is in use by process {header.get('pid', 'unknown')}: wait for it, or "
+                    "choose another path",
+                )
+            if header.get("state") == "closed":
+                self._expected = self._verify(header)
+            elif header:
+                warnings.warn(
+                    f"{path} was left live by process {header['pid']}, which ended without closing "
+                    "it: its content is volatile and is made anew; resume from the run's last "
+                    "checkpoint",
+                    stacklevel=4,
+                )
+            self._write_header({"state": "live", "pid": os.getpid()})
+            with self._trouble("cannot be emptied"):
+                calls.truncate(self._descriptor, PAGE)
+        except BaseException:
+            calls.close(self._descriptor)
+            self._descriptor = -1
+            raise
+
+    def _header(self) -> dict[str, Any]:
+        """What the file says of itself; {} for an empty one."""
+        size = os.fstat(self._descriptor).st_size
+        if size == 0:
+            return {}
+        page = np.zeros(min(size, PAGE), np.uint8)
+        self._read(0, page, "header")
+        try:
+            header = json.loads(page.tobytes().rstrip(b"\0"))
+            ours = header["magic"] == MAGIC
+        except (ValueError, KeyError, TypeError):
+            ours = False
+        if not ours:
+            raise ExternalMemoryError(
+                errno.EEXIST,
+                f"{self.path} is not an external memory: it will not be overwritten; choose "
+                "another path, or remove it",
+            )
+        if header.get("version") != VERSION:
+            raise ExternalMemoryError(
+                errno.EPROTO,
+                f"{self.path} has version {header.get('version')}, this program writes version "
+                f"{VERSION}: remove it (checkpoints are elsewhere), or choose another path",
+            )
+        return header
+
+    def _write_header(self, fields: dict[str, Any]) -> None:
+        text = json.dumps({"magic": MAGIC, "version": VERSION, **fields}).encode()
+        page = np.zeros(PAGE, np.uint8)
+        page[: len(text)] = np.frombuffer(text, np.uint8)
+        self._write(0, page, "header")
+        with self._trouble("cannot be flushed"):
+            calls.fsync(self._descriptor)
+
+    def _write_table(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        table = [
+            {
+                "kind": blob.kind,
+                "name": blob.owner.name or "",
+                "shape": list(blob.owner.shape),
+                "dtype": str(blob.owner.dtype),
+                "start": blob.start,
+                "bytes": blob.nbytes,
+                "sums": blob.sums,
+            }
+            for blob in self.blobs
+        ]
+        text = np.frombuffer(json.dumps(table).encode(), np.uint8)
+        try:
+            self._write(self._end, text, "table")
+            with self._trouble("cannot be flushed"):
+                calls.fsync(descriptor)
+            digest = hashlib.sha256(text).hexdigest()
+            place = {"table": self._end, "table_bytes": text.nbytes, "sha256": digest}
+            self._write_header({"state": "closed", "pid": os.getpid(), **place})
+        finally:
+            self._descriptor = -1
+
+    def _verify(self, header: dict[str, Any]) -> list[dict[str, Any]]:
+        """Checks all that a closed file holds; the weights in its table."""
+        remove = "remove it (checkpoints are elsewhere), or choose another path"
+        size, table = os.fstat(self._descriptor).st_size, []
+        text = np.zeros(header["table_bytes"], np.uint8)
+        if size >= header["table"] + text.nbytes:
+            self._read(header["table"], text, "table")
+            if hashlib.sha256(text).hexdigest() != header["sha256"]:
+                raise ExternalMemoryError(
+                    errno.EIO, f"{self.path} is corrupted in its table: {remove}"
+                )
+            table = json.loads(text.tobytes())
+        else:
+            raise ExternalMemoryError(
+                errno.EIO,
+                f"{self.path} is truncated: {size} bytes of {header['table'] + text.nbytes}, the "
+                f"table of its tensors is cut off: {remove}",
+            )
+        for entry in table:
+            blob = Blob(self, entry["kind"], entry["bytes"], _Named(entry))
+            blob.start, blob.sums = entry["start"], entry["sums"]
+            for _ in checked(blob):
+                pass
+        return [entry for entry in table if entry["kind"] == "weight"]
+
+    def _expect(self, owner: Any) -> None:
+        """A file that was closed in good order is only used again for the same model."""
+        if not self._expected:
+            return
+        entry = self._expected.pop(0)
+        if (tuple(entry["shape"]), entry["dtype"]) != (owner.shape, str(owner.dtype)):
+            raise ExternalMemoryError(
+                errno.EEXIST,
+                f"{self.path} is of another model: where it has {entry['name'] or 'a parameter'} "
+                f"of {entry['dtype']} {tuple(entry['shape'])}, this one has {owner.dtype} "
+                f"{owner.shape}: remove it (checkpoints are elsewhere), or choose another path",
+            )
+
+    def _read(self, start: int, buffer: np.ndarray, what: str) -> None:
+        rest = memoryview(buffer)
+        with self._trouble(f"cannot be read ({what})"):
+            while rest:
+                count = calls.read(self._descriptor, rest, start)
+                if count <= 0:
+                    raise OSError(errno.EIO, "the file is truncated")
+                rest, start = rest[count:], start + count
+
+    def _write(self, start: int, buffer: np.ndarray, what: str) -> None:
+        rest = memoryview(np.ascontiguousarray(buffer))
+        with self._trouble(f"cannot be written ({what})"):
+            while rest:
+                count = calls.write(self._descriptor, rest, start)
+                if count <= 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                rest, start = rest[count:], start + count
+
+    @contextlib.contextmanager
+    def _trouble(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except ExternalMemoryError:
+            raise
+        except OSError as error:
+            raise ExternalMemoryError(
+                error.errno,
+                f"{self.path} {what}: {error.strerror or error}; what it holds is scratch: make "
+                "room or repair the medium, then resume from the last checkpoint",
+            ) from None
+
+
+class _Named:
+    """The owner of a blob of an earlier process."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        self.name, self.shape, self.dtype = entry["name"], tuple(entry["shape"]), entry["dtype"]
+
+
+def checked(blob: Blob, cells: int = 4) -> Iterator[np.ndarray]:
+    """All bytes of a blob in pieces of `cells` checksums, each compared before it is handed on."""
+    size = cells * GRID
+    buffer = np.empty(min(size, blob.nbytes), np.uint8)
+    for offset in range(0, blob.nbytes, size):
+        piece = buffer[: min(size, blob.nbytes - offset)]
+        blob.read(offset, piece)
+        blob.verify(offset, piece)
+        yield piece
+
+
+class Link:
+    """One direction between memory and chip, with the bandwidth and latency of the memory."""
+
+    def __init__(self, memory: ExternalMemory) -> None:
+        self.memory = memory
+        self.free_at = 0.0  # when the last byte of the transfer before has passed
+
+    def carry(self, nbytes: int, move: Callable[[], None]) -> float:
+        """Runs `move`, and takes as long as the link would; when the bytes have arrived."""
+        began = max(time.perf_counter(), self.free_at)
+        move()
+        if self.memory.bandwidth is None:
+            return time.perf_counter() + self.memory.latency
+        self.free_at = began + nbytes / self.memory.bandwidth
+        wait = self.free_at - time.perf_counter()
+        if wait > 0:
+            time.sleep(wait)
+        return max(time.perf_counter(), self.free_at) + self.memory.latency

@@ -1,0 +1,95 @@
+"""An optimizer's update of numbers that live in a file: read, compute, write, all at once.
+
+A chunk of weight, gradient and optimizer state is read into one set of buffers while the one before
+is being computed and the one before that is being written:
+
+    reader    r0 r1 r2 r3 ...
+    compute      c0 c1 c2 ...
+    writer          w0 w1 ...
+
+Three sets go round. What is written is on its way when the update of one parameter ends; whoever
+needs the parameter next waits for its last write.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .external import GRID, Blob
+from .timeline import Timeline
+from .transfer import Job, Mover
+
+SETS = 3
+
+
+class FileUpdate:
+    """The buffers and the order of things; `arrays` are numbered weight, gradient, state..."""
+
+    def __init__(self, reader: Mover, writer: Mover, timeline: Timeline) -> None:
+        self.reader, self.writer, self.timeline = reader, writer, timeline
+        self.sets: list[list[np.ndarray]] = [[] for _ in range(SETS)]
+        self.leaving: list[Job | None] = [None] * SETS  # the write that a set waits for
+        self.turn = 0
+
+    def run(
+        self, function: Callable[..., None], blobs: list[Blob], dtype: np.dtype, scale: float,
+        numbers: dict[str, Any],
+    ) -> Job | None:  # fmt: skip
+        """Updates everything but the gradient; the last write, which may still be on its way."""
+        nbytes, last = blobs[0].nbytes, None
+        starts = range(0, nbytes, GRID)
+        coming = [self._read(blobs, start) for start in starts[: SETS - 1]]
+        for i in range(len(starts)):
+            turn, parts, arrived = coming.pop(0)
+            self._wait(arrived)
+            arrays = [part.view(dtype) for part in parts]
+            if scale != 1.0:
+                arrays[1] *= dtype.type(scale)
+            function(*arrays, **numbers)
+            last = self.leaving[turn] = self._write(blobs, parts, starts[i])
+            if i + SETS - 1 < len(starts):
+                coming.append(self._read(blobs, starts[i + SETS - 1]))
+        return last
+
+    def settle(self) -> None:
+        """Waits for every write."""
+        for turn, job in enumerate(self.leaving):
+            if job is not None:
+                self.leaving[turn] = None
+                self._wait(job)
+
+    def _read(self, blobs: list[Blob], start: int) -> tuple[int, list[np.ndarray], Job]:
+        turn, self.turn = self.turn, (self.turn + 1) % SETS
+        if self.leaving[turn] is not None:
+            job, self.leaving[turn] = self.leaving[turn], None
+            self._wait(job)
+        buffers = self.sets[turn]
+        while len(buffers) < len(blobs):
+            buffers.append(np.empty(GRID, np.uint8))
+        size = min(GRID, blobs[0].nbytes - start)
+        parts = [buffer[:size] for buffer in buffers[: len(blobs)]]
+
+        def move() -> None:
+            for blob, part in zip(blobs, parts, strict=True):
+                blob.read(start, part)
+
+        job = self.reader.job(move, f"the {blobs[0].what} for its update")
+        self.reader.submit(job)
+        return turn, parts, job
+
+    def _write(self, blobs: list[Blob], parts: list[np.ndarray], start: int) -> Job:
+        def move() -> None:
+            for i, (blob, part) in enumerate(zip(blobs, parts, strict=True)):
+                if i != 1:  # the gradient is done with
+                    blob.write(start, part)
+
+        job = self.writer.job(move, f"the {blobs[0].what} after its update")
+        self.writer.submit(job)
+        return job
+
+    def _wait(self, job: Job) -> None:
+        start = time.perf_counter_ns()
+        job.wait()
+        self.timeline.stall("update", start, time.perf_counter_ns())

@@ -1,0 +1,31 @@
+"""Floating-point operations of an op, from the shapes of its inputs; a multiply-add counts two.
+
+Only products are counted: everything else is below a percent of a transformer's step.
+"""
+
+import math
+
+BACKWARD = {"Matmul": 2, "Linear": 2, "Attention": 2.5, "LinearCrossEntropy": 3}
+
+
+def op_flops(op: str, phase: str, shapes: tuple) -> int:
+    """`shapes`: those of the op's inputs, None for what is not an array; `phase`: forward or
+    backward. The loss makes its logits again in backward, attention its scores."""
+    if op in ("Linear", "LinearCrossEntropy"):
+        forward = 2 * math.prod(shapes[0][:-1]) * math.prod(shapes[1])
+    elif op == "Matmul":
+        a, b = shapes[:2]
+        batch = math.prod(max(a[:-2], b[:-2], key=math.prod))
+        rows, columns = (a[-2] if len(a) > 1 else 1), (b[-1] if len(b) > 1 else 1)
+        forward = 2 * batch * rows * a[-1] * columns
+    elif op == "Attention":
+        (*batch, t, d), s, e = shapes[0], shapes[1][-2], shapes[2][-1]
+        forward = math.prod(batch) * t * s * (d + e)  # causal: half of 2 t s (d + e)
+    else:
+        return 0
+    return int(forward * (1 if phase == "forward" else BACKWARD[op]))
+
+
+def rows_of_weight(op: str, shapes: tuple) -> int:
+    """How many rows (tokens) meet the weight of this op; 0 if it has none."""
+    return math.prod(shapes[0][:-1]) if op in ("Linear", "LinearCrossEntropy") else 0

@@ -1,0 +1,80 @@
+"""A rehearsal: everything a step would do on a chip, with nothing computed and no byte moved.
+
+The same model and the same engine run, but kernels are switched off, weights are never drawn, and
+memory is reserved without being touched. What is left is the account: what would be needed at
+once, what would be fetched, drained and updated, how many FLOPs. A model of any size is rehearsed
+in well under a second per hundred layers.
+
+    with Rehearsal() as chip:
+        _, loss = GPT(config)(idx, targets)
+        loss.backward()
+    chip.peak_bytes                  # the smallest budget that will do
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from ..kernels.switch import kernels_off
+from .chip import Chip
+from .external import Blob, ExternalMemory
+from .streamed import StreamedStorage
+
+NO_LIMIT = 1 << 62
+
+
+class Nothing(ExternalMemory):
+    """An external memory that remembers sizes only."""
+
+    def allocate(self, kind: str, nbytes: int, owner: Any) -> Blob:
+        blob = Blob(self, kind, nbytes, owner)
+        self.blobs.append(blob)
+        return blob
+
+    def _read(self, start: int, buffer: np.ndarray, what: str) -> None:
+        pass
+
+    def _write(self, start: int, buffer: np.ndarray, what: str) -> None:
+        pass
+
+
+class Unwritten(StreamedStorage):
+    """A parameter without numbers."""
+
+    def fill(self, kind: str, chunks: Iterable[np.ndarray], dtype: Any = None) -> None:
+        pass  # the chunks are never asked for, so nothing is drawn
+
+    def grad_squares(self) -> float:
+        return 1.0
+
+
+class Rehearsal(Chip):
+    """A chip without a limit on which nothing is computed."""
+
+    storage_type = Unwritten
+
+    def __init__(self) -> None:
+        super().__init__(NO_LIMIT, Nothing())
+
+    def __enter__(self) -> "Rehearsal":
+        self._off = ExitStack()
+        super().__enter__()
+        self._off.enter_context(kernels_off())
+        self._off.enter_context(np.errstate(all="ignore"))  # what is left in the memory is noise
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._off.close()
+        super().__exit__(kind, error, trace)
+
+    def file_update(
+        self,
+        storage: StreamedStorage,
+        function: Callable[..., None],
+        blobs: list[Blob],
+        scale: float,
+        numbers: dict[str, Any],
+    ) -> None:
+        pass

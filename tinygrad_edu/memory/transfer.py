@@ -1,0 +1,82 @@
+"""Threads that move bytes, and nothing else: one for what comes to the chip, one for what leaves.
+
+A `Job` is one transfer. The thread that computes hands it over, goes on, and waits for it where it
+needs the result. Every wait has a way out: the job is done, the job failed (its error is raised
+where it is waited for), or the thread that should have done it is dead.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+POLL = 0.2  # seconds between looks at whether the other thread is still alive
+FAREWELL = 10.0  # seconds that a thread gets to finish when the chip closes
+
+
+class Job:
+    """One transfer: `move()` is called in the mover's thread."""
+
+    __slots__ = ("done", "error", "move", "mover", "ready_at", "what")
+
+    def __init__(self, move: Callable[[], None], what: str, mover: "Mover") -> None:
+        self.move: Callable[[], None] | None = move
+        self.what, self.mover = what, mover
+        self.error: BaseException | None = None
+        self.ready_at = 0.0  # with an emulated latency: when the bytes count as arrived
+        self.done = threading.Event()
+
+    @property
+    def arrived(self) -> bool:
+        return self.done.is_set() and time.perf_counter() >= self.ready_at
+
+    def run(self) -> None:
+        try:
+            self.move()
+        except BaseException as error:  # whoever waits for the job raises it
+            self.error = error
+        finally:
+            self.move = None  # what it held dies before anybody can see the job done
+            self.done.set()
+
+    def wait(self) -> None:
+        """Returns when the bytes have arrived; raises what went wrong on the way."""
+        while not self.done.wait(POLL):
+            if not self.mover.alive and not self.done.is_set():
+                raise RuntimeError(
+                    f"the thread that was to move {self.what} has died: this chip cannot go on; "
+                    "resume from the last checkpoint"
+                )
+        if self.error is not None:
+            raise self.error
+        if (rest := self.ready_at - time.perf_counter()) > 0:
+            time.sleep(rest)
+
+
+class Mover:
+    """A thread that does jobs in the order in which they are handed over."""
+
+    def __init__(self, name: str) -> None:
+        self.queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._work, name=f"chip {name}", daemon=True)
+        self.thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self.thread.is_alive()
+
+    def job(self, move: Callable[[], None], what: str) -> Job:
+        return Job(move, what, self)
+
+    def submit(self, job: Job) -> None:
+        self.queue.put(job)
+
+    def close(self) -> None:
+        """Finishes what was handed over, and ends the thread."""
+        self.queue.put(None)
+        self.thread.join(FAREWELL)
+
+    def _work(self) -> None:
+        while (job := self.queue.get()) is not None:
+            job.run()
+            del job
