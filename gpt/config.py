@@ -15,6 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tinygrad_edu.memory import parse_size
+
 from .errors import UserError
 from .model import GPTConfig
 
@@ -49,6 +51,10 @@ class TrainConfig:
     threads: int | None = flag(None, "threads for matrix products (default: all cores)")
     recompute: str = flag(
         "auto", "recompute activations in backward: off, on, auto (off unless memory demands it)"
+    )
+    chip: str | None = flag(None, "train on a chip of this size, such as 256MB; weights stream in")
+    external: str | None = flag(
+        None, "file for the weights and state beside the chip (default: RAM)"
     )
     detect_nan: bool = flag(False, "stop at the first NaN or infinity and name its op and layer")
     vocab_size: int | None = flag(None, "size of the vocabulary, if larger than the tokenizer's")
@@ -86,6 +92,13 @@ class TrainConfig:
                 )
         if self.seed < 0:
             raise UserError(f"--seed must be at least 0, got {self.seed}")
+        if self.external is not None and self.chip is None:
+            raise UserError("--external is the memory of a chip: give --chip SIZE as well")
+        if self.chip is not None:
+            try:
+                parse_size(self.chip, "--chip")
+            except ValueError as error:
+                raise UserError(str(error)) from None
         if self.recompute not in ("off", "on", "auto"):
             raise UserError(f"--recompute is off, on or auto, got {self.recompute!r}")
         try:

@@ -21,15 +21,15 @@ from tqdm import tqdm
 import tinygrad_edu as tg
 
 from . import config as cli
-from . import gpt2_layout
+from . import fit, gpt2_layout
 from .checkpoint import checkpoint_of, restore
 from .config import TrainConfig
 from .data import Dataset, batch, open_data
 from .disk import write_atomically
 from .errors import UserError
-from .model import GPT
+from .model import GPT, GPTConfig
 from .picture import draw_losses
-from .run_folder import RunFolder
+from .run_folder import Checkpoint, RunFolder
 from .sample import continue_text
 
 TRAINING, EVALUATION = 0, 1  # keep the random batches of the two apart
@@ -104,8 +104,31 @@ def main(argv: list[str]) -> int:
         block_size=config.block_size,
         tokenizer_file=kept if found and kept.exists() else None,
     )
-    model = GPT(config.model(data.vocab_size), np.random.default_rng(config.seed),
-                recompute=config.recompute == "on")  # fmt: skip
+    shape = config.model(data.vocab_size)
+    if config.chip is None:
+        return train(config, shape, data, folder, found, recompute=config.recompute == "on")
+    recompute = fit.choose_recompute(config, shape)
+    try:
+        with tg.memory.Chip(config.chip, tg.memory.ExternalMemory(config.external)) as chip:
+            status = train(config, shape, data, folder, found, recompute, chip)
+    except (tg.memory.ExternalMemoryError, tg.memory.ChipMemoryError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    print(chip.report())
+    return status
+
+
+def train(
+    config: TrainConfig,
+    shape: GPTConfig,
+    data: Dataset,
+    folder: RunFolder,
+    found: Checkpoint | None,
+    recompute: bool,
+    chip: tg.memory.Chip | None = None,
+) -> int:
+    """The run itself, on a chip or without one; gives the exit status."""
+    out = folder.path
+    model = GPT(shape, np.random.default_rng(config.seed), recompute)
     schedule = tg.optim.WarmupCosine(
         config.learning_rate, config.warmup_steps, config.steps, config.min_lr
     )
@@ -118,6 +141,8 @@ def main(argv: list[str]) -> int:
     size = sum(parameter.size for parameter in model.parameters())
     print(f"GPT of {size / 1e6:.2f}M parameters on {data.name}: {len(data.train):,} tokens to "
           f"train on, {len(data.val):,} held out")  # fmt: skip
+    if chip is not None:
+        print(fit.announcement(config, shape, recompute, chip.external.nbytes))
 
     if found:
         restore(found, model, optimizer, data, out)
@@ -129,7 +154,7 @@ def main(argv: list[str]) -> int:
         text = gpt2_layout.config_text(model.config)
         write_atomically(out / "config.json", text.encode())
         if data.tokenizer is not None:
-            data.tokenizer.save(kept)
+            data.tokenizer.save(out / "tokenizer.json")
     start = found.step if found else 0
     folder.metrics.cut(start)
     saved_at, val_loss, trouble = (start if found else None), None, None
@@ -137,6 +162,8 @@ def main(argv: list[str]) -> int:
     watch = tg.detect_nan() if config.detect_nan else contextlib.nullcontext()
     bar = tqdm(total=config.steps, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True,
                mininterval=0.2 if sys.stderr.isatty() else 10)  # fmt: skip
+    if chip is not None:
+        chip.watch = Progress(bar, fit.rehearse(shape, config.batch_size, recompute), config)
     with stop_requests() as stop, bar, watch:
         for step in range(start + 1, config.steps + 1):
             began = time.perf_counter()
@@ -183,12 +210,30 @@ def main(argv: list[str]) -> int:
                 print(f"stopped and saved at step {step}: --resume --out {out} goes on")
                 return 130
 
-    if data.tokenizer is not None:
+    streams = chip is not None and 4 * size > chip.memory  # every token would fetch all weights
+    if data.tokenizer is not None and not streams:
         prompt = "def " if config.data is None else "\n"
         print(f"\n{continue_text(model, data.tokenizer, prompt, 250, 0.8, seed=config.seed)}\n")
     final = "" if val_loss is None else f"held-out loss {val_loss:.4f}; "
     print(f"{final}run folder: {out} (loss.png, metrics.jsonl, model.safetensors)")
     return 0
+
+
+class Progress:
+    """Shows how far a step on a chip has come, since such a step may take minutes."""
+
+    def __init__(self, bar: tqdm, step: fit.Step, config: TrainConfig) -> None:
+        self.bar, self.whole = bar, step.flops * config.accumulate
+        self.done, self.shown = 0, time.monotonic()
+
+    def __call__(self, op: str, flops: int) -> None:
+        if self.done == 0:  # a step begins
+            self.shown = time.monotonic()
+        self.done = 0 if op == "update" else self.done + flops
+        if time.monotonic() - self.shown > 1:
+            self.shown = time.monotonic()
+            percent = min(100, 100 * self.done // max(1, self.whole))
+            self.bar.set_postfix_str(f"{op} {percent} %" if self.done else "update")
 
 
 def culprit(error: tg.NonFiniteError, model: GPT, out: Path, step: int) -> str:
