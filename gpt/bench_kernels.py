@@ -100,7 +100,7 @@ def cases(s: Sizes) -> Iterator[Case]:
     )
 
     ids = rng.integers(s.v, size=n)
-    yield Case("embedding gather", lambda: gather.gather_rows(table, ids), 2 * one)
+    yield Case("embedding gather", lambda: gather.gather_rows(table.array, ids), 2 * one)
     yield Case("embedding scatter", lambda: gather.scatter_rows(g, ids, s.v), one + s.v * s.c * 4)
 
     m, v2 = np.zeros_like(x), np.zeros_like(x)

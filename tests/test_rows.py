@@ -107,13 +107,12 @@ def test_row_units(rows, row_bytes, most_bytes):
     assert max(sizes) <= max(1, most_bytes // row_bytes if row_bytes else rows)
     if len(units) > 1:
         assert rows * row_bytes > most_bytes
-        assert len(set(sizes[:-1])) == 1 and sizes[-1] <= sizes[0]
-        assert sizes[0] % 64 == 0 or most_bytes < 64 * row_bytes
+        assert max(sizes) - min(sizes) <= 1
 
 
 def test_row_units_of_a_real_vocabulary():
     units = blocks.row_units(50257, 768 * 4)
-    assert len(units) == 10 and units[0] == (0, 5056) and units[-1] == (45504, 50257)
+    assert len(units) == 10 and units[0] == (0, 5025) and units[-1] == (45231, 50257)
 
 
 def test_rows_of_an_array():

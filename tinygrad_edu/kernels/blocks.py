@@ -6,6 +6,7 @@ second-level cache. A table too large to be held whole is used a unit of rows at
 Sizes depend on shapes alone, so results do not depend on anything else.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -15,7 +16,6 @@ from .gather import gather_rows
 
 BLOCK_BYTES = 256 * 1024
 UNIT_BYTES = 16 * 1024 * 1024  # long enough to read at full speed, and a product near its peak
-UNIT_ROWS = 64  # units begin at multiples: whole cache lines of the logits, whole register tiles
 
 
 def row_blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[slice]:
@@ -40,20 +40,16 @@ def rows_of(array: np.ndarray, row_ndim: int = 1) -> np.ndarray:
 
 
 def row_units(rows: int, row_bytes: int, most_bytes: int | None = None) -> list[tuple[int, int]]:
-    """(start, stop) of nearly equal parts of `rows` rows of `row_bytes` bytes, in order.
+    """(start, stop) of parts of `rows` rows of `row_bytes` bytes, in order, equal up to one row.
 
-    A part has at most `most_bytes` (`UNIT_BYTES` unless told), but at least one row. All but the
-    last have the same number of rows, a multiple of `UNIT_ROWS` if so many fit. No rows are one
-    empty part, so that whoever walks them still makes results of size 0.
+    A part has at most `most_bytes` (`UNIT_BYTES` unless told), but at least one row. Equal parts
+    take turns in the same memory. No rows are one empty part, so that whoever walks the parts still
+    makes results of size 0.
     """
-    most_bytes = UNIT_BYTES if most_bytes is None else most_bytes
-    if rows * row_bytes <= most_bytes:
-        return [(0, rows)]
-    most = max(1, most_bytes // row_bytes)
-    whole = UNIT_ROWS if most >= UNIT_ROWS else 1
-    count = -(-rows // (most // whole * whole))
-    step = -(-rows // (count * whole)) * whole
-    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+    most = max(1, (UNIT_BYTES if most_bytes is None else most_bytes) // max(1, row_bytes))
+    count = max(1, -(-rows // most))
+    edges = [rows * i // count for i in range(count + 1)]
+    return list(itertools.pairwise(edges))
 
 
 class Rows:

@@ -12,7 +12,7 @@ ago is given back to the operating system when something else needs the room.
 """
 
 import mmap
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..kernels.allocator import aligned_block, lease
 
 KINDS = ("weights", "activations", "gradients", "workspace")
 MAPPED = 1 << 17  # bytes: from here on a block is a mapping of its own, and leaves when dropped
+LARGE = 1 << 20
 PAGE = 4096
 
 
@@ -37,6 +38,10 @@ class Budget:
         self.peak_by_kind = dict.fromkeys(KINDS, 0)  # the most of each kind, each at its own time
         self.at_peak = dict(self.held)  # how the peak was made up
         self.peak_idle = 0
+        self.footprint = 0  # bytes of blocks that serve all arrays of a step without a new one
+        self._in_use: Counter[int] = Counter()  # arrays by block size, now and at most
+        self._most: Counter[int] = Counter()
+        self.mapped = 0  # bytes ever asked from the system: hardly grows in a steady state
         self.high = 0  # the most needed since `take_high`
         self.leases: dict[int, tuple] = {}  # id -> (bytes, kind, shape, dtype, module)
         self.make_room: Callable[[int, str], None] = lambda nbytes, what: None
@@ -55,12 +60,18 @@ class Budget:
         held.kind = kind
         scope = tape.state.scope
         module = type(scope[-1]).__name__ if scope else ""
-        self.leases[id(held)] = (block.nbytes, kind, shape, dtype, module)
+        size = block.nbytes
+        self.leases[id(held)] = (size, kind, shape, dtype, module)
+        self._in_use[size] += 1
+        if self._in_use[size] > self._most[size]:
+            self._most[size] += 1
+            self.footprint += size
         return np.ndarray(shape, dtype, buffer=held)
 
     def give_back(self, held: Any) -> None:
         """Called when the last array in a block has died."""
         del self.leases[id(held)]
+        self._in_use[held.block.nbytes] -= 1
         self.charge(held.kind, -held.block.nbytes)
         self.release(held.block)
 
@@ -68,7 +79,7 @@ class Budget:
 
     def block(self, nbytes: int, kind: str, what: Any) -> np.ndarray:
         """Uninitialised bytes, charged to `kind`; a ChipMemoryError names `what` did not fit."""
-        size = max(64, -(-nbytes // 64) * 64) if nbytes < MAPPED else -(-nbytes // PAGE) * PAGE
+        size = block_size(nbytes)
         if self.needed + self.idle + size > self.limit:
             self.make_room(size, what)
         waiting = self._free.get(size)
@@ -79,6 +90,7 @@ class Budget:
         else:
             self._trim(size)
             block = aligned_block(size) if size < MAPPED else mapped_block(size)
+            self.mapped += size
         self.charge(kind, size)
         return block
 
@@ -128,10 +140,25 @@ class Budget:
         self.charge(kind, nbytes)
         return nbytes
 
+    @property
+    def spare(self) -> int:
+        """Bytes that idle copies may take without crowding out blocks that will be used again.
+
+        Fresh memory from the operating system costs a page fault per page, which is more than
+        fetching a weight from RAM.
+        """
+        return self.limit - self.footprint - self.peak_by_kind["weights"]
+
     def take_high(self) -> int:
         """The most that was needed since this was last asked."""
         high, self.high = self.high, self.needed
         return high
+
+
+def block_size(nbytes: int) -> int:
+    """Nearly equal arrays share blocks; at most a sixteenth of a large one is lost to that."""
+    unit = 64 if nbytes < MAPPED else PAGE if nbytes < LARGE else LARGE // 16
+    return max(64, -(-nbytes // unit) * unit)
 
 
 def mapped_block(nbytes: int) -> np.ndarray:

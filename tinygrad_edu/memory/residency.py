@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels.allocator import lease
-from .budget import Budget
+from .budget import Budget, block_size
 from .external import Blob, Link
 from .schedule import Schedule
 from .timeline import Timeline
@@ -51,6 +51,7 @@ class Residency:
         self.units: dict[Hashable, Unit] = {}
         self.resident: dict[Hashable, Unit] = {}  # those with a block, lent or idle
         self.updating = False
+        self.waiting = 0  # bytes here or coming that are expected before anything else is fetched
         self.fetched_bytes = 0
         self.loans = 0
 
@@ -76,7 +77,9 @@ class Residency:
         if unit.job is not None:
             job, unit.job = unit.job, None
             self._wait(job, "fetch")
-        self.look_ahead()
+        self.waiting -= block_size(unit.nbytes)
+        if self.waiting < AHEAD // 2:
+            self.look_ahead()
         return array
 
     def saw(self, key: Hashable) -> None:
@@ -95,6 +98,8 @@ class Residency:
         if self.resident.get(unit.key) is unit:
             self.budget.charge("weights", -unit.block.nbytes)
             self.budget.charge("idle", unit.block.nbytes)
+            while self.budget.idle > self.idle_room and self.evict_one():
+                pass
         else:  # it was replaced while it was lent
             self.budget.charge("weights", -unit.block.nbytes)
             self._release(unit)
@@ -125,10 +130,11 @@ class Residency:
 
     def look_ahead(self) -> None:
         """Fetches what is expected next, as far as it fits beside what will be needed."""
-        budget, waiting, high = self.budget, 0, self.budget.needed
+        budget, high, limit = self.budget, self.budget.needed, self.budget.limit
         counted: set[Hashable] = set()
+        self.waiting = 0
         for position, key in self.schedule.ahead():
-            if key == UPDATE or waiting >= AHEAD:
+            if key == UPDATE or self.waiting >= AHEAD:
                 return
             unit = self.units.get(key)
             high = max(high, self.schedule.need_before(position))
@@ -137,16 +143,20 @@ class Residency:
             if self.updating and not unit.blob.owner.updated:
                 return  # its numbers are still to change
             counted.add(key)
-            if unit.pins == 0:
-                waiting += unit.nbytes
-            if unit.block is not None:
-                continue
-            if high + waiting > budget.limit:
-                return
-            while budget.needed + budget.idle + unit.nbytes + 4096 > budget.limit:
-                if not self.evict_one(beyond=position):
+            if unit.block is None:
+                if high + self.waiting + block_size(unit.nbytes) > limit:
                     return
-            self._fetch(unit, "idle")
+                room = min(limit - budget.needed, self.idle_room)
+                while budget.idle + block_size(unit.nbytes) > room:
+                    if not self.evict_one(beyond=position):
+                        return
+                self._fetch(unit, "idle")
+            self.waiting += block_size(unit.nbytes)
+
+    @property
+    def idle_room(self) -> int:
+        """Bytes that copies nobody uses at the moment may take."""
+        return max(self.budget.spare, 2 * AHEAD)
 
     # Inside.
 
