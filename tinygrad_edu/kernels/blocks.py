@@ -46,8 +46,10 @@ def row_units(rows: int, row_bytes: int, most_bytes: int | None = None) -> list[
     take turns in the same memory. No rows are one empty part, so that whoever walks the parts still
     makes results of size 0.
     """
-    most = max(1, (UNIT_BYTES if most_bytes is None else most_bytes) // max(1, row_bytes))
-    count = max(1, -(-rows // most))
+    most_bytes = UNIT_BYTES if most_bytes is None else most_bytes
+    if rows * row_bytes <= most_bytes:
+        return [(0, rows)]
+    count = -(-rows // max(1, most_bytes // row_bytes))
     edges = [rows * i // count for i in range(count + 1)]
     return list(itertools.pairwise(edges))
 
