@@ -33,8 +33,11 @@ OURS, EAGER, COMPILED, FORCED = "ours", "torch eager", "torch compiled", "torch,
 Step = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 
-def our_step(model: GPT, lr: float = 1e-3) -> Step:
-    """A function that takes one training step and gives the seconds of each phase."""
+def our_step(model: GPT, lr: float = 1e-3, losses: list[float] | None = None) -> Step:
+    """A function that takes one training step and gives the seconds of each phase.
+
+    `losses`, if given, gets the loss of each step.
+    """
     import tinygrad_edu as tg
 
     optimizer = tg.optim.AdamW(model.parameters(), lr, (0.9, 0.95), weight_decay=0.1)
@@ -50,6 +53,8 @@ def our_step(model: GPT, lr: float = 1e-3) -> Step:
         marks.append(time.perf_counter())
         optimizer.step()
         marks.append(time.perf_counter())
+        if losses is not None:
+            losses.append(loss.item())
         return dict(zip(PHASES, np.diff(marks).tolist()))
 
     return step
@@ -94,10 +99,10 @@ def flops_per_step(config: GPTConfig, parameters: int, tokens: int) -> float:
 class Worker:
     """What a peer process does: builds its model at the first request, then takes steps."""
 
-    def __init__(self, kind: str, model: dict, batch: int, threads: int) -> None:
+    def __init__(self, kind: str, model: dict, batch: int, threads: int, recompute: bool) -> None:
         config = GPTConfig(**model)
         self.shape, self.vocab, self.kind = (batch, config.block_size), config.vocab_size, kind
-        ours = GPT(config)
+        ours = GPT(config, recompute=recompute)
         if kind == OURS:
             import tinygrad_edu as tg
 
@@ -147,9 +152,12 @@ def intel_answer() -> Iterator[str | None]:
 
 def bench(
     preset: cli.TrainConfig, threads: int, repeats: int, blocks: int, compiled: bool = True,
-    torch: bool = True, rounds: int = 10_000_000,
+    torch: bool = True, recompute: bool = False, rounds: int = 10_000_000,
 ) -> dict[str, Any]:  # fmt: skip
-    """The preset's step in every library that runs here, and the profile of ours."""
+    """The preset's step in every library that runs here, and the profile of ours.
+
+    `recompute` is for ours only: PyTorch keeps all activations.
+    """
     config = preset.model(preset.vocab_size or 256)
     parameters = count_parameters(config)
     tokens = preset.batch_size * config.block_size
@@ -158,7 +166,8 @@ def bench(
         machine.fma_peak(threads, rounds=rounds),
     )
     failed: dict[str, str] = {}
-    arguments = (json.dumps(dataclasses.asdict(config)), str(preset.batch_size), str(threads))
+    model = json.dumps(dataclasses.asdict(config))
+    arguments = (model, str(preset.batch_size), str(threads), str(int(recompute)))
     with ExitStack() as stack:
         forced = stack.enter_context(intel_answer())
         settings: dict[str, dict[str, str]] = {OURS: {}}
@@ -195,7 +204,7 @@ def bench(
     return {
         "preset": preset.preset, "parameters": parameters, "threads": threads,
         "batch": preset.batch_size, "context": config.block_size, "dropout": config.dropout,
-        "gflop": flops / 1e9, "peak_gflop_per_s": peak / 1e9, "steps": rows,
+        "recompute": recompute, "gflop": flops / 1e9, "peak_gflop_per_s": peak / 1e9, "steps": rows,
         "ratio": {
             name: row["ms_per_step"] / rows[OURS]["ms_per_step"]
             for name, row in rows.items() if OURS in rows and name != OURS
@@ -215,7 +224,8 @@ def report(found: dict[str, Any]) -> None:
     print(
         f"{found['preset']}: {found['parameters'] / 1e6:.1f}M parameters, {found['batch']} x "
         f"{found['context']} tokens, dropout {found['dropout']}, {found['gflop']:.1f} GFLOP per "
-        f"step, {found['threads']} threads, FMA peak {found['peak_gflop_per_s']:.0f} GF/s"
+        f"step, {found['threads']} threads, {'recompute in ours, ' if found['recompute'] else ''}"
+        f"FMA peak {found['peak_gflop_per_s']:.0f} GF/s"
     )
     print(f"{'':<20}{'ms/step':>9}{'tokens/s':>10}{'GF/s':>7}{'MFU':>6}{'peak MB':>9}"
           + "".join(f"{p:>10}" for p in PHASES) + f"{'/ ours':>8}")  # fmt: skip
@@ -239,12 +249,12 @@ def report(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    kind, model, batch, count = sys.argv[2:]
+    kind, model, batch, count, recompute = sys.argv[2:]
     worker: list[Worker] = []
 
     def answer(**request: Any) -> Any:
         if not worker:
-            worker.append(Worker(kind, json.loads(model), int(batch), int(count)))
+            worker.append(Worker(kind, json.loads(model), int(batch), int(count), recompute == "1"))
         return worker[0](**request)
 
     serve(answer)

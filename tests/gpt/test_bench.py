@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 import tinygrad_edu as tg
-from gpt import GPT, GPTConfig, bench, bench_kernels, bench_matmul, bench_peer, bench_step
+from gpt import (
+    GPT,
+    GPTConfig,
+    bench,
+    bench_chip,
+    bench_kernels,
+    bench_matmul,
+    bench_peer,
+    bench_step,
+)
 from gpt.bench_profile import profiled
 from gpt.errors import UserError
 
@@ -67,10 +76,12 @@ def test_kernels(capsys):
     assert "sum_of_squares" in capsys.readouterr().out
 
 
-def test_a_training_step(capsys, tmp_path):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_training_step(capsys, tmp_path, recompute):
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET)
-    found = run(capsys, [str(preset), "--no-torch"], rounds=10)
+    found = run(capsys, [str(preset), "--no-torch", *["--recompute"] * recompute], rounds=10)
+    assert found["recompute"] == recompute
     row = found["steps"][bench_step.OURS]
     assert {"ms_per_step", "tokens_per_s", "gflop_per_s", "mfu", "peak_mb", "forward_ms"} <= set(
         row
@@ -79,7 +90,52 @@ def test_a_training_step(capsys, tmp_path):
     assert {"Attention backward", "Linear forward", "adamw"} <= set(found["profile"]["ops"])
     assert sum(found["profile"]["ops"].values()) <= found["profile"]["total"]
     bench_step.report(found)
-    assert "not covered" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not covered" in printed
+    assert ("recompute in ours" in printed) == recompute
+
+
+def test_a_step_on_chips(capsys, tmp_path):
+    preset = tmp_path / "tiny.toml"
+    preset.write_text(PRESET)
+    found = run(
+        capsys, ["chip", str(preset), "--chip=1kB,1MB", "--chip=1000kB", f"--external={tmp_path}"]
+    )
+    assert list(tmp_path.iterdir()) == [preset]
+    assert set(found["failed"]) == {"1.00 kB, RAM", "1.00 kB, file"}
+    assert all("on the chip at once" in why for why in found["failed"].values())
+    resident, *chips = found["steps"].values()
+    assert list(found["steps"]) == [bench_chip.RESIDENT, "1.00 MB, RAM", "1.00 MB, file"]
+    assert resident["budget"] is None and resident["ratio"] == 1 and "peak_bytes" not in resident
+    assert len(set(resident["losses"])) == found["untimed"] + found["timed"] == 3
+    weights = 4 * found["parameters"]
+    for row in chips:
+        assert row["losses"] == resident["losses"] and row["differ"] == []
+        assert row["tokens_per_s"] > 0 and row["ratio"] > 0
+        assert 0 < row["peak_bytes"] <= found["needed_bytes"] <= row["budget"] == 10**6
+        assert row["external_bytes"] == 4 * weights
+        assert row["moved_bytes"]["update"] == 7 * weights  # four are read, three are written
+        assert row["moved_bytes"]["drain"] >= weights and row["moved_bytes"]["fetch"] > 0
+        assert set(row["waited_s"]) <= {"fetch", "drain", "update"}
+        assert 0 <= row["overlap"] <= 1
+    bench_chip.report(found)
+    printed = capsys.readouterr().out
+    assert printed.count("same bits") == 2 and "1.00 kB, file: not measured" in printed
+
+
+def test_other_losses_than_the_resident_ones_are_said():
+    rows = {
+        bench_chip.RESIDENT: {"losses": [2.0, 1.5, 1.25]},
+        "chip": {"losses": [2.0, 1.625, 1.0], "differ": [2, 3]},
+    }
+    assert bench_chip.losses_of(bench_chip.RESIDENT, rows) == "2.0000 to 1.2500"
+    assert bench_chip.losses_of("chip", rows) == "2 differ, first in step 2: 1.625, not 1.5"
+
+
+def test_what_a_chip_did_is_told_per_step():
+    assert bench_chip.per_step([{"fetch": 3.0}, {"fetch": 1.0, "drain": 2.0}], 2) == {
+        "fetch": 2.0, "drain": 1.0,
+    }  # fmt: skip
 
 
 def test_the_profile_leaves_the_ops_as_they_were():
@@ -128,6 +184,11 @@ def test_a_peer_that_fails_is_left_out_and_said():
     "argv, message",
     [
         (["matmul", "kernels"], "give one of"),
+        (["chip", "matmul"], "give one of"),
+        (["default", "chip"], "give one of"),
+        (["chip", "--chip=256MB,much"], "'much' is not a size"),
+        (["default", "--chip=256MB"], "--chip and --external are for"),
+        (["chip", "default", "--external=/no/such/folder"], "--external /no/such/folder: No such"),
         (["no-such-preset"], "unknown preset"),
         (["--repeats=0"], "--repeats must be at least 1, got 0"),
     ],
