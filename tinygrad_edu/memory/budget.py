@@ -1,14 +1,14 @@
 """The chip's memory: a fixed number of bytes, every one of which is accounted for.
 
 While a chip is open, `kernels.empty` takes its memory from here, so every activation, gradient and
-workspace is charged, and so are streamed weights. Four kinds of bytes are *needed*: weights that an
-op is using, activations, gradients on their way out, and kernel workspace. Copies of weights that
-nobody is using are *idle*: they are kept while there is room, since the next pass will want them,
-and dropped without loss when there is none. Blocks whose arrays have died wait on a *free* list to
-be used again; they are real memory too, so they count against the budget, and the one freed longest
-ago is given back to the operating system when something else needs the room.
+workspace is charged, and so are streamed weights. Three kinds of bytes are *needed*: weights that
+an op is using, activations, and kernel workspace. Two kinds go when the room is needed: copies of
+weights that nobody is using are *idle*, kept for the next pass and dropped without loss; gradients
+that are *leaving* can be waited for. Blocks whose arrays have died wait on a *free* list to be used
+again; they are real memory too, so they count against the budget, and the one freed longest ago is
+given back to the operating system when something else needs the room.
 
-    needed + idle + free <= limit      at every instant
+    needed + idle + leaving + free <= limit      at every instant
 """
 
 import mmap
@@ -21,7 +21,8 @@ import numpy as np
 from .. import tape
 from ..kernels.allocator import aligned_block, lease
 
-KINDS = ("weights", "activations", "gradients", "workspace")
+NEEDED = ("weights", "activations", "workspace")
+KINDS = (*NEEDED, "idle", "leaving")
 MAPPED = 1 << 17  # bytes: from here on a block is a mapping of its own, and leaves when dropped
 LARGE = 1 << 20
 PAGE = 4096
@@ -32,12 +33,11 @@ class Budget:
 
     def __init__(self, limit: int, poison: bool = False) -> None:
         self.limit, self.poison = limit, poison
-        self.held = dict.fromkeys(KINDS, 0)  # needed bytes by kind
-        self.needed = self.idle = self.free = 0
+        self.held = dict.fromkeys(KINDS, 0)  # bytes by kind
+        self.needed = self.free = 0
         self.peak = 0  # the most that was ever needed
         self.peak_by_kind = dict.fromkeys(KINDS, 0)  # the most of each kind, each at its own time
-        self.at_peak = dict(self.held)  # how the peak was made up
-        self.peak_idle = 0
+        self.at_peak = dict.fromkeys(NEEDED, 0)  # how the peak was made up
         self.footprint = 0  # bytes of blocks that serve all arrays of a step without a new one
         self._in_use: Counter[int] = Counter()  # arrays by block size, now and at most
         self._most: Counter[int] = Counter()
@@ -80,7 +80,7 @@ class Budget:
     def block(self, nbytes: int, kind: str, what: Any) -> np.ndarray:
         """Uninitialised bytes, charged to `kind`; a ChipMemoryError names `what` did not fit."""
         size = block_size(nbytes)
-        if self.needed + self.idle + size > self.limit:
+        if self.taken + size > self.limit:
             self.make_room(size, what)
         waiting = self._free.get(size)
         if waiting:
@@ -104,7 +104,7 @@ class Budget:
 
     def _trim(self, wanted: int) -> None:
         """Gives free blocks back to the operating system until `wanted` bytes more fit."""
-        while self._freed and self.needed + self.idle + self.free + wanted > self.limit:
+        while self._freed and self.taken + self.free + wanted > self.limit:
             _, block = self._freed.popitem(last=False)
             waiting = self._free[block.nbytes]
             del waiting[next(i for i, b in enumerate(waiting) if b is block)]
@@ -113,18 +113,22 @@ class Budget:
     # The account.
 
     def charge(self, kind: str, nbytes: int) -> None:
-        """`nbytes` more (or fewer) of a kind that is needed, or of "idle"."""
-        if kind == "idle":
-            self.idle += nbytes
-            self.peak_idle = max(self.peak_idle, self.idle)
-            return
+        """`nbytes` more (or fewer) of a kind."""
         self.held[kind] += nbytes
+        self.peak_by_kind[kind] = max(self.peak_by_kind[kind], self.held[kind])
+        if kind not in NEEDED:
+            return
         self.needed += nbytes
         if nbytes > 0:
-            self.peak_by_kind[kind] = max(self.peak_by_kind[kind], self.held[kind])
             self.high = max(self.high, self.needed)
             if self.needed > self.peak:
-                self.peak, self.at_peak = self.needed, dict(self.held)
+                self.peak = self.needed
+                self.at_peak = {kind: self.held[kind] for kind in NEEDED}
+
+    @property
+    def taken(self) -> int:
+        """Bytes in use, one way or another."""
+        return self.needed + self.held["idle"] + self.held["leaving"]
 
     def relabel(self, array: np.ndarray, kind: str) -> int:
         """Charges the block behind an array to another kind; its bytes (0 if it is not ours)."""

@@ -17,8 +17,9 @@ SAMPLE = 16 << 20  # bytes read to find out how fast the medium is
 NAMES = {
     "weights": "weights in use",
     "activations": "activations",
-    "gradients": "gradients on their way out",
     "workspace": "kernel workspace",
+    "idle": "weights kept for the next pass",
+    "leaving": "gradients on their way out",
 }
 
 
@@ -52,7 +53,10 @@ def report(chip: "Chip") -> str:
         for kind, nbytes in sorted(budget.at_peak.items(), key=lambda item: -item[1])
         if nbytes
     ]
-    lines.append(f"              up to {show_size(budget.peak_idle)} of weights kept in spare room")
+    lines += [
+        f"  room        up to {show_size(budget.peak_by_kind[kind])} for {NAMES[kind]}"
+        for kind in ("idle", "leaving")
+    ]
     totals, moved = timeline.totals(), chip.bytes_moved
     ceiling = chip.ceiling
     for lane, what in (

@@ -26,6 +26,7 @@ from .timeline import Timeline
 from .transfer import Job, Mover
 
 AHEAD = 32 << 20  # bytes on their way or waiting for their use: enough to keep the link busy
+TRUST = 8  # expectations that must come true before anything is fetched on the strength of them
 UPDATE = "update"  # stands in the recording where weights change: nothing is fetched past it
 
 
@@ -98,7 +99,7 @@ class Residency:
         if self.resident.get(unit.key) is unit:
             self.budget.charge("weights", -unit.block.nbytes)
             self.budget.charge("idle", unit.block.nbytes)
-            while self.budget.idle > self.idle_room and self.evict_one():
+            while self.budget.held["idle"] > self.idle_room and self.evict_one():
                 pass
         else:  # it was replaced while it was lent
             self.budget.charge("weights", -unit.block.nbytes)
@@ -133,6 +134,8 @@ class Residency:
         budget, high, limit = self.budget, self.budget.needed, self.budget.limit
         counted: set[Hashable] = set()
         self.waiting = 0
+        if self.schedule.streak < TRUST:
+            return
         for position, key in self.schedule.ahead():
             if key == UPDATE or self.waiting >= AHEAD:
                 return
@@ -146,8 +149,8 @@ class Residency:
             if unit.block is None:
                 if high + self.waiting + block_size(unit.nbytes) > limit:
                     return
-                room = min(limit - budget.needed, self.idle_room)
-                while budget.idle + block_size(unit.nbytes) > room:
+                room = min(limit - budget.needed - budget.held["leaving"], self.idle_room)
+                while budget.held["idle"] + block_size(unit.nbytes) > room:
                     if not self.evict_one(beyond=position):
                         return
                 self._fetch(unit, "idle")

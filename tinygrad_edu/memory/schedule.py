@@ -33,6 +33,7 @@ class Schedule:
         self.places: dict[Hashable, list[int]] = defaultdict(list)  # where each key stands
         self.pairs: dict[tuple, int] = {}  # where a key stands that follows another, at last
         self.place: int | None = None  # what is expected next stands here
+        self.streak = 0  # expectations that came true, one after the other
         for key, need in zip(keys, needs, strict=True):
             self.saw(key, need)
 
@@ -46,7 +47,9 @@ class Schedule:
             self.needs[-1] = need
         if self.place is not None and self.keys[self.place] == key:
             self.place += 1
+            self.streak += 1
         else:
+            self.streak = 0
             known = self.pairs.get((before, key))
             self.place = None if known is None else known + 1
         here = len(self.keys)
