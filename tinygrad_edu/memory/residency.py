@@ -53,6 +53,7 @@ class Residency:
         self.resident: dict[Hashable, Unit] = {}  # those with a block, lent or idle
         self.updating = False
         self.waiting = 0  # bytes here or coming that are expected before anything else is fetched
+        self.seen = 0  # everything expected before this place of the schedule is here or coming
         self.fetched_bytes = 0
         self.loans = 0
 
@@ -79,7 +80,7 @@ class Residency:
             job, unit.job = unit.job, None
             self._wait(job, "fetch")
         self.waiting -= block_size(unit.nbytes)
-        if self.waiting < AHEAD // 2:
+        if self.waiting < AHEAD // 2 and not self._all_seen():
             self.look_ahead()
         return array
 
@@ -137,7 +138,10 @@ class Residency:
         if self.schedule.streak < TRUST:
             return
         for position, key in self.schedule.ahead():
-            if key == UPDATE or self.waiting >= AHEAD:
+            if key == UPDATE:
+                self.seen = position
+                return
+            if self.waiting >= AHEAD:
                 return
             unit = self.units.get(key)
             high = max(high, self.schedule.need_before(position))
@@ -155,6 +159,11 @@ class Residency:
                         return
                 self._fetch(unit, "idle")
             self.waiting += block_size(unit.nbytes)
+
+    def _all_seen(self) -> bool:
+        """Whether what is expected up to the next update has been looked at already."""
+        schedule = self.schedule
+        return schedule.streak > TRUST and schedule.place is not None and schedule.place < self.seen
 
     @property
     def idle_room(self) -> int:
@@ -202,6 +211,7 @@ class Residency:
 
     def _evict(self, unit: Unit) -> None:
         del self.resident[unit.key]
+        self.seen = 0
         if unit.job is not None:
             job, unit.job = unit.job, None
             self._wait(job, "fetch")
