@@ -16,7 +16,12 @@ FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob(
 ROWS = [
     ("tinygrad_edu.kernels",),
     ("tinygrad_edu.ops",),
-    ("tinygrad_edu.tape", "tinygrad_edu.tensor"),
+    (
+        "tinygrad_edu.tape",
+        "tinygrad_edu.tensor",
+        "tinygrad_edu.several",
+        "tinygrad_edu.function",
+    ),
     (
         "tinygrad_edu.storage",
         "tinygrad_edu.nn",

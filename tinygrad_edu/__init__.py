@@ -7,11 +7,13 @@ x.grad                      # array([2., 4.], dtype=float32)
 """
 
 from . import functional, memory, nn, optim
+from .function import Function
 from .gradcheck import GradcheckError, gradcheck
 from .kernels import set_matmul_backend, set_num_threads
 from .recompute import checkpoint
+from .several import concatenate, einsum, maximum, minimum, stack, where
 from .tape import NonFiniteError, detect_nan, no_grad
-from .tensor import Function, Tensor, concatenate, einsum, maximum, minimum, stack, where
+from .tensor import Tensor
 
 __version__ = "0.1.0"
 __all__ = [

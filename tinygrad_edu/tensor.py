@@ -1,4 +1,4 @@
-"""`Tensor`: a NumPy array that remembers how it was made, and `Function`, to add ops of your own.
+"""`Tensor`: a NumPy array that remembers how it was made.
 
 Every operator here is one line: pick the op from the catalogue and `apply` it. `apply` unwraps the
 arrays, runs the op's forward, and leaves a `Context` on the tape if somebody wants gradients.
@@ -15,7 +15,6 @@ import numpy as np
 from . import ops, tape
 from .kernels import copy
 from .kernels.blocks import Rows
-from .ops.linear import parse_einsum
 from .ops.reduce import as_axes
 
 Axis = int | tuple[int, ...] | None
@@ -609,105 +608,3 @@ def matmul(a: Any, b: Any) -> Tensor:
             f"matmul: {a.shape} @ {b.shape}: the inner sizes {inner[0]} and {inner[1]} differ"
         )
     return apply(ops.Matmul, a, b)
-
-
-def where(condition: Any, a: Any, b: Any) -> Tensor:
-    """Elements of `a` where `condition` is true, else of `b`; all three broadcast."""
-    mask = np.asarray(condition._read() if isinstance(condition, Tensor) else condition)
-    if mask.dtype != np.bool_:
-        raise TypeError(f"where needs a boolean condition, got {mask.dtype}: compare with != 0")
-    a, b = operands(a, b)
-    return apply(ops.Where, mask, a, b)
-
-
-def maximum(a: Any, b: Any) -> Tensor:
-    """The larger of two, element by element; where they tie, each gets half of the gradient."""
-    return apply(ops.Maximum, *operands(a, b))
-
-
-def minimum(a: Any, b: Any) -> Tensor:
-    """The smaller of two, element by element; where they tie, each gets half of the gradient."""
-    return apply(ops.Minimum, *operands(a, b))
-
-
-def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
-    """Joins along an existing axis."""
-    parts = at_least_one(tensors, "concatenate")
-    (axis,) = as_axes(axis, parts[0].ndim)
-    return apply(ops.Concatenate, *parts, axis=axis)
-
-
-def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
-    """Joins along a new axis."""
-    parts = at_least_one(tensors, "stack")
-    if len({part.shape for part in parts}) > 1:
-        raise ValueError(f"stack needs equal shapes, got {[part.shape for part in parts]}")
-    (axis,) = as_axes(axis, parts[0].ndim + 1)
-    return apply(ops.Stack, *parts, axis=axis)
-
-
-def at_least_one(tensors: Sequence[Any], name: str) -> list[Tensor]:
-    parts = one_kind([x if isinstance(x, Tensor) else Tensor(x) for x in tensors])
-    if not parts:
-        raise ValueError(f"{name} needs at least one tensor")
-    return parts
-
-
-def one_kind(tensors: list[Tensor]) -> list[Tensor]:
-    """Ints beside floats in the floats' dtype, as between two operands."""
-    floats = [x.dtype for x in tensors if x.dtype.kind == "f"]
-    if not floats:
-        return tensors
-    return [x if x.dtype.kind == "f" else cast(x, np.result_type(*floats)) for x in tensors]
-
-
-def einsum(subscripts: str, *tensors: Any) -> Tensor:
-    """Einstein summation, as np.einsum with subscripts in letters; "..." is understood."""
-    inputs = one_kind([x if isinstance(x, Tensor) else Tensor(x) for x in tensors])
-    terms, result = parse_einsum(subscripts, [x.shape for x in inputs])
-    return apply(ops.Einsum, *inputs, terms=terms, result=result)
-
-
-class Function:
-    """An op of your own: subclass, write `forward` and `backward` on arrays, call `.apply`.
-
-        class Cube(tg.Function):
-            @staticmethod
-            def forward(ctx, x):            # arrays in, an array (or a tuple of arrays) out
-                ctx.save_for_backward(x)
-                return x**3
-
-            @staticmethod
-            def backward(ctx, grad):        # d loss / d output in, d loss / d input out
-                (x,) = ctx.saved_tensors
-                return grad * 3 * x**2
-
-        y = Cube.apply(x)
-
-    `backward` returns one gradient per argument of `forward`, None for those that are not Tensors
-    or need none (`ctx.needs_input_grad`). `tg.gradcheck(Cube.apply, x)` tells whether it is right.
-    """
-
-    guard_gradients = True  # gradients handed to backward are read-only: others may hold them
-
-    @staticmethod
-    def forward(ctx: tape.Context, *arrays: np.ndarray, **parameters: Any) -> np.ndarray:
-        raise NotImplementedError("a Function needs a forward(ctx, ...)")
-
-    @staticmethod
-    def backward(ctx: tape.Context, *grads: np.ndarray) -> Any:
-        raise NotImplementedError("a Function needs a backward(ctx, grad)")
-
-    @classmethod
-    def apply(cls, *inputs: Any, **parameters: Any) -> Any:
-        """Runs `forward` on the arrays of `inputs`; gives a Tensor, or a tuple of them."""
-        named = [(name, [value]) for name, value in parameters.items()]
-        values = (*inputs, *parameters.values())
-        named += [("a list", x) for x in values if isinstance(x, (list, tuple))]
-        for name, values in named:
-            if any(isinstance(x, Tensor) and x.requires_grad for x in values):
-                raise TypeError(
-                    f"{cls.__name__}.apply: {name} holds a Tensor that needs a gradient, "
-                    "which would be lost: pass every such Tensor as a positional argument"
-                )
-        return apply(cls, *inputs, **parameters)
