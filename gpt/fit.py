@@ -9,6 +9,7 @@ import functools
 
 import numpy as np
 
+import tinygrad_edu as tg
 from tinygrad_edu.memory import Rehearsal, parse_size, show_size
 
 from .config import TrainConfig
@@ -30,8 +31,10 @@ def rehearse(config: GPTConfig, batch_size: int, recompute: bool) -> Step:
     shape = (batch_size, config.block_size)
     ids = (np.arange(batch_size * config.block_size) % config.vocab_size).reshape(shape)
     with Rehearsal() as chip:
-        _, loss = GPT(config, recompute=recompute)(ids, ids)
-        loss.backward()
+        model = GPT(config, recompute=recompute)
+        loss = tg.Tensor(0.0)  # that of the micro-batch before
+        _, loss = model(ids, ids)
+        (loss * 1.0).backward()  # as `train_step` does
     return Step(chip.peak_bytes, chip.timeline.totals()["compute"].flops)
 
 
@@ -62,9 +65,9 @@ def ways_out(config: TrainConfig, model: GPTConfig, budget: int, wanted: list[bo
         ways.append(f"--recompute on{fits}")
     recompute, size = wanted[-1], config.batch_size
     while size > 1:
-        size //= 2
+        size //= next(n for n in range(2, size + 1) if size % n == 0)
         if rehearse(model, size, recompute).needed <= budget:
-            more = config.accumulate * -(-config.batch_size // size)
+            more = config.accumulate * (config.batch_size // size)
             return [*ways, f"--batch-size {size} --accumulate {more} (the same tokens per step)"]
     length = model.block_size
     while length > 16:

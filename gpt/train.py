@@ -195,6 +195,8 @@ def train(
                     folder.commit(step, *checkpoint_of(model, optimizer, data, config))
                     draw_losses(folder.metrics.rows(), out / "loss.png")
                     saved_at = step
+                except tg.memory.ExternalMemoryError:  # not the disk: the numbers themselves
+                    raise
                 except OSError as error:
                     problem = f"checkpoint of step {step} not written ({error})"
                     if last or stop:

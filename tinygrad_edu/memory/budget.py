@@ -44,7 +44,8 @@ class Budget:
         self.mapped = 0  # bytes ever asked from the system: hardly grows in a steady state
         self.high = 0  # the most needed since `take_high`
         self.leases: dict[int, tuple] = {}  # id -> (bytes, kind, shape, dtype, module)
-        self.make_room: Callable[[int, str], None] = lambda nbytes, what: None
+        self.make_room: Callable[[int, Any], None] = lambda nbytes, what: None
+        self.new_mapping: Callable[[int], np.ndarray] = mapped_block  # for blocks from MAPPED on
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
         self._freed: OrderedDict[int, np.ndarray] = OrderedDict()  # oldest first
 
@@ -89,7 +90,7 @@ class Budget:
             self.free -= size
         else:
             self._trim(size)
-            block = aligned_block(size) if size < MAPPED else mapped_block(size)
+            block = aligned_block(size) if size < MAPPED else self.new_mapping(size)
             self.mapped += size
         self.charge(kind, size)
         return block

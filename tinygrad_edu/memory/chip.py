@@ -99,24 +99,40 @@ class Chip:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        in_order = False
         try:
             if kind is None:
                 self.settle()
+                self.external.hurry.set()
+                self.reader.close()
+                self.check_open()  # a fetch that nobody waited for may have gone wrong
                 self.ceiling = report.measure_ceiling(self.external)
+                in_order = True
         finally:
             tape.state.observer, Chip._open = None, None
             self._stack.close()
-            self.reader.close()
-            self.writer.close()
-            self._leaving.clear()
-            self.external.close(in_order=kind is None)
+            self.external.hurry.set()
+            try:
+                self.reader.close()
+                self.writer.close()
+                self._leaving.clear()
+            finally:
+                self.external.close(in_order)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The first transfer that went wrong; numbers may be missing on either side after it."""
+        return self.external.failure or self.reader.failure or self.writer.failure
 
     def check_open(self) -> None:
+        """Raises unless this chip can be computed on."""
         if Chip._open is not self:
             raise RuntimeError(
                 "this parameter lives in the external memory of a chip that is closed: compute "
                 "inside `with chip:`; .data and state_dict() of a memory in RAM still work"
             )
+        if self.failure is not None:
+            raise self.failure
 
     def _new_storage(self, shape: tuple[int, ...], dtype: np.dtype) -> StreamedStorage:
         storage = self.storage_type(self, shape, dtype)
@@ -145,7 +161,7 @@ class Chip:
         self.check_open()
         nbytes = 0 if array is None else array.nbytes
         if array is not None:
-            self.budget.relabel(array, "gradients")
+            self.budget.relabel(array, "leaving")
         self._drained += nbytes
 
         def carry() -> None:
@@ -163,9 +179,10 @@ class Chip:
 
     def _collect(self) -> None:
         """Waits for the oldest gradient on its way out, and lets go of its memory."""
-        job, array = self._leaving.popleft()
-        self._leaving_bytes -= 0 if array is None else array.nbytes
+        job, array = self._leaving[0]
         self._wait(job, "drain")
+        self._leaving.popleft()  # only now: the writer has read it
+        self._leaving_bytes -= 0 if array is None else array.nbytes
 
     def _wait(self, job: Job, cause: str) -> None:
         start = time.perf_counter_ns()
@@ -217,7 +234,7 @@ class Chip:
     def _make_room(self, nbytes: int, what: Any) -> None:
         """Makes `nbytes` fit, or raises with an account of who holds what."""
         budget = self.budget
-        while budget.needed + budget.idle + nbytes > budget.limit:
+        while budget.taken + nbytes > budget.limit:
             if self._leaving:
                 self._collect()
             elif not self.residency.evict_one():

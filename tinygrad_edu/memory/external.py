@@ -19,7 +19,9 @@ import contextlib
 import errno
 import hashlib
 import json
+import numbers
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,7 +36,9 @@ from .sizes import parse_size, show_size
 PAGE = 4096
 GRID = 1 << 20  # bytes per checksum
 MAGIC = "tinygrad_edu external memory"
+OURS = f'{{"magic": "{MAGIC}", "version": '.encode()  # what our files begin with
 VERSION = 1
+REMOVE = "remove it (checkpoints are elsewhere), or choose another path"
 GRADIENT = "gradient"  # the kind of blob that has no checksums
 
 
@@ -117,11 +121,12 @@ class Blob:
         """Raises if whole cells that were read from `offset` are not what was written there."""
         for at in range(0, buffer.nbytes if self.sums else 0, GRID):
             if checksum(buffer[at : at + GRID]) != self.sums[(offset + at) // GRID]:
-                raise ExternalMemoryError(
+                self.memory.failure = ExternalMemoryError(
                     errno.EIO,
                     f"{self.memory.path} is corrupted in the {self.what}, near byte {offset + at}: "
                     "the medium or another program changed it; resume from the last checkpoint",
                 )
+                raise self.memory.failure
 
 
 def checksum(data: np.ndarray) -> int:
@@ -131,12 +136,20 @@ def checksum(data: np.ndarray) -> int:
     return (total + int.from_bytes(data[whole:].tobytes(), "little")) % 2**64
 
 
+def digest(text: Any) -> str:
+    return hashlib.sha256(text).hexdigest()
+
+
 class ExternalMemory:
     """RAM (no `path`), or a file.
 
     bandwidth: bytes per second between memory and chip, each way, as a number or "2GB"; latency:
     seconds until a transfer's first byte. Both emulate a link: transfers really take that long.
     None: as fast as the machine is. One memory serves one chip at a time.
+
+    failure: the first call of a file that went wrong. Nothing is known of what the file holds from
+    then on, so the chip does not go on after it. hurry: set where nobody waits for transfers any
+    more; they take no longer than they must.
     """
 
     def __init__(
@@ -147,11 +160,14 @@ class ExternalMemory:
     ) -> None:
         self.path = None if path is None else Path(path)
         self.bandwidth = None if bandwidth is None else parse_size(bandwidth, "bandwidth")
-        if latency is not None and not 0 <= latency < 3600:
+        number = isinstance(latency, numbers.Real) and not isinstance(latency, bool)
+        if latency is not None and not (number and 0 <= latency < 3600):
             raise ValueError(f"latency is in seconds, at least 0, got {latency!r}")
         self.latency = latency or 0.0
         self.blobs: list[Blob] = []
         self.is_open = False
+        self.failure: ExternalMemoryError | None = None
+        self.hurry = threading.Event()
         self._descriptor = -1
         self._end = PAGE
         self._expected: list[dict[str, Any]] = []  # weights that a closed file held
@@ -168,6 +184,8 @@ class ExternalMemory:
         """Takes the file; ExternalMemoryError if it is someone else's, damaged, or in use."""
         if self.is_open:
             raise RuntimeError(f"this external memory ({self.medium}) already serves a chip")
+        self.blobs, self._end, self.failure = [], PAGE, None
+        self.hurry.clear()
         if self.path is not None:
             self._open_file(self.path)
         self.is_open = True
@@ -184,7 +202,8 @@ class ExternalMemory:
             if in_order:
                 self._write_table(descriptor)
         finally:
-            calls.close(descriptor)
+            with self._trouble("cannot be closed"):
+                calls.close(descriptor)
 
     def allocate(self, kind: str, nbytes: int, owner: Any) -> Blob:
         """A blob of zeros."""
@@ -225,14 +244,19 @@ class ExternalMemory:
             raise ExternalMemoryError(
                 error.errno, f"{path} cannot be opened as external memory: {error.strerror}"
             ) from None
+        header: dict[str, Any] | None = None
         try:
-            header = self._header()
-            if not calls.lock(self._descriptor):
+            with self._trouble("cannot be locked"):
+                ours_alone = calls.lock(self._descriptor)
+            if not ours_alone:
+                with contextlib.suppress(ExternalMemoryError):
+                    header = self._header()
                 raise ExternalMemoryError(
                     errno.EBUSY,
-                    f"{path} is in use by process {header.get('pid', 'unknown')}: wait for it, or "
-                    "choose another path",
+                    f"{path} is in use by process {(header or {}).get('pid', 'unknown')}: wait for "
+                    "it, or choose another path",
                 )
+            header = self._header()
             if header.get("state") == "closed":
                 self._expected = self._verify(header)
             elif header:
@@ -246,6 +270,9 @@ class ExternalMemory:
             with self._trouble("cannot be emptied"):
                 calls.truncate(self._descriptor, PAGE)
         except BaseException:
+            if header == {} and ours_alone:  # not half a header, which would not be known as ours
+                with contextlib.suppress(OSError):
+                    calls.truncate(self._descriptor, 0)
             calls.close(self._descriptor)
             self._descriptor = -1
             raise
@@ -257,27 +284,32 @@ class ExternalMemory:
             return {}
         page = np.zeros(min(size, PAGE), np.uint8)
         self._read(0, page, "header")
-        try:
-            header = json.loads(page.tobytes().rstrip(b"\0"))
-            ours = header["magic"] == MAGIC
-        except (ValueError, KeyError, TypeError):
-            ours = False
-        if not ours:
+        text = page.tobytes().rstrip(b"\0")
+        if not text.startswith(OURS):
             raise ExternalMemoryError(
                 errno.EEXIST,
                 f"{self.path} is not an external memory: it will not be overwritten; choose "
                 "another path, or remove it",
             )
-        if header.get("version") != VERSION:
+        try:
+            header = json.loads(text)
+        except (ValueError, RecursionError):
+            header = {"version": VERSION}
+        if header["version"] != VERSION:
             raise ExternalMemoryError(
                 errno.EPROTO,
-                f"{self.path} has version {header.get('version')}, this program writes version "
-                f"{VERSION}: remove it (checkpoints are elsewhere), or choose another path",
+                f"{self.path} has version {header['version']}, this program writes version "
+                f"{VERSION}: {REMOVE}",
+            )
+        if header.pop("check", None) != digest(json.dumps(header).encode()):
+            raise ExternalMemoryError(
+                errno.EIO, f"{self.path} is corrupted in its header: {REMOVE}"
             )
         return header
 
     def _write_header(self, fields: dict[str, Any]) -> None:
-        text = json.dumps({"magic": MAGIC, "version": VERSION, **fields}).encode()
+        header = {"magic": MAGIC, "version": VERSION, **fields}
+        text = json.dumps({**header, "check": digest(json.dumps(header).encode())}).encode()
         page = np.zeros(PAGE, np.uint8)
         page[: len(text)] = np.frombuffer(text, np.uint8)
         self._write(0, page, "header")
@@ -303,29 +335,27 @@ class ExternalMemory:
             self._write(self._end, text, "table")
             with self._trouble("cannot be flushed"):
                 calls.fsync(descriptor)
-            digest = hashlib.sha256(text).hexdigest()
-            place = {"table": self._end, "table_bytes": text.nbytes, "sha256": digest}
+            place = {"table": self._end, "table_bytes": text.nbytes, "sha256": digest(text)}
             self._write_header({"state": "closed", "pid": os.getpid(), **place})
         finally:
             self._descriptor = -1
 
     def _verify(self, header: dict[str, Any]) -> list[dict[str, Any]]:
         """Checks all that a closed file holds; the weights in its table."""
-        remove = "remove it (checkpoints are elsewhere), or choose another path"
         size, table = os.fstat(self._descriptor).st_size, []
         text = np.zeros(header["table_bytes"], np.uint8)
         if size >= header["table"] + text.nbytes:
             self._read(header["table"], text, "table")
-            if hashlib.sha256(text).hexdigest() != header["sha256"]:
+            if digest(text) != header["sha256"]:
                 raise ExternalMemoryError(
-                    errno.EIO, f"{self.path} is corrupted in its table: {remove}"
+                    errno.EIO, f"{self.path} is corrupted in its table: {REMOVE}"
                 )
             table = json.loads(text.tobytes())
         else:
             raise ExternalMemoryError(
                 errno.EIO,
                 f"{self.path} is truncated: {size} bytes of {header['table'] + text.nbytes}, the "
-                f"table of its tensors is cut off: {remove}",
+                f"table of its tensors is cut off: {REMOVE}",
             )
         for entry in table:
             blob = Blob(self, entry["kind"], entry["bytes"], _Named(entry))
@@ -344,7 +374,7 @@ class ExternalMemory:
                 errno.EEXIST,
                 f"{self.path} is of another model: where it has {entry['name'] or 'a parameter'} "
                 f"of {entry['dtype']} {tuple(entry['shape'])}, this one has {owner.dtype} "
-                f"{owner.shape}: remove it (checkpoints are elsewhere), or choose another path",
+                f"{owner.shape}: {REMOVE}",
             )
 
     def _read(self, start: int, buffer: np.ndarray, what: str) -> None:
@@ -372,11 +402,12 @@ class ExternalMemory:
         except ExternalMemoryError:
             raise
         except OSError as error:
-            raise ExternalMemoryError(
+            self.failure = ExternalMemoryError(
                 error.errno,
                 f"{self.path} {what}: {error.strerror or error}; what it holds is scratch: make "
                 "room or repair the medium, then resume from the last checkpoint",
-            ) from None
+            )
+            raise self.failure from None
 
 
 class _Named:
@@ -413,5 +444,5 @@ class Link:
         self.free_at = began + nbytes / self.memory.bandwidth
         wait = self.free_at - time.perf_counter()
         if wait > 0:
-            time.sleep(wait)
+            self.memory.hurry.wait(wait)
         return max(time.perf_counter(), self.free_at) + self.memory.latency

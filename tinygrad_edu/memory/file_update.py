@@ -57,14 +57,14 @@ class FileUpdate:
         """Waits for every write."""
         for turn, job in enumerate(self.leaving):
             if job is not None:
-                self.leaving[turn] = None
                 self._wait(job)
+                self.leaving[turn] = None
 
     def _read(self, blobs: list[Blob], start: int) -> tuple[int, list[np.ndarray], Job]:
         turn, self.turn = self.turn, (self.turn + 1) % SETS
         if self.leaving[turn] is not None:
-            job, self.leaving[turn] = self.leaving[turn], None
-            self._wait(job)
+            self._wait(self.leaving[turn])
+            self.leaving[turn] = None
         buffers = self.sets[turn]
         while len(buffers) < len(blobs):
             buffers.append(np.empty(GRID, np.uint8))

@@ -5,6 +5,8 @@ Only products are counted: everything else is below a percent of a transformer's
 
 import math
 
+import numpy as np
+
 BACKWARD = {"Matmul": 2, "Linear": 2, "Attention": 2.5, "LinearCrossEntropy": 3}
 
 
@@ -15,7 +17,7 @@ def op_flops(op: str, phase: str, shapes: tuple) -> int:
         forward = 2 * math.prod(shapes[0][:-1]) * math.prod(shapes[1])
     elif op == "Matmul":
         a, b = shapes[:2]
-        batch = math.prod(max(a[:-2], b[:-2], key=math.prod))
+        batch = math.prod(np.broadcast_shapes(a[:-2], b[:-2]))
         rows, columns = (a[-2] if len(a) > 1 else 1), (b[-1] if len(b) > 1 else 1)
         forward = 2 * batch * rows * a[-1] * columns
     elif op == "Attention":

@@ -11,6 +11,9 @@ in well under a second per hundred layers.
     chip.peak_bytes                  # the smallest budget that will do
 """
 
+import mmap
+import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -23,6 +26,7 @@ from .external import Blob, ExternalMemory
 from .streamed import StreamedStorage
 
 NO_LIMIT = 1 << 62
+UNBACKED = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux: no promise that there is memory
 
 
 class Nothing(ExternalMemory):
@@ -50,13 +54,25 @@ class Unwritten(StreamedStorage):
         return 1.0
 
 
+def reserved_block(nbytes: int) -> np.ndarray:
+    """Addresses for `nbytes`. Nobody asks for the memory behind them, so there need not be any."""
+    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | UNBACKED}
+    return np.frombuffer(
+        mmap.mmap(-1, nbytes, **(flags if sys.platform == "linux" else {})), np.uint8
+    )
+
+
 class Rehearsal(Chip):
-    """A chip without a limit on which nothing is computed."""
+    """A chip without a limit on which nothing is computed.
+
+    Gradients are gone as soon as their op has let go of them, as on a chip that waits for them.
+    """
 
     storage_type = Unwritten
 
     def __init__(self) -> None:
         super().__init__(NO_LIMIT, Nothing())
+        self.budget.new_mapping = reserved_block
 
     def __enter__(self) -> "Rehearsal":
         self._off = ExitStack()
@@ -68,6 +84,12 @@ class Rehearsal(Chip):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._off.close()
         super().__exit__(kind, error, trace)
+
+    def drain(self, storage: StreamedStorage, array: Any, move: Callable[[], None]) -> None:
+        nbytes = 0 if array is None else array.nbytes
+        self._drained += nbytes
+        now = time.perf_counter_ns()
+        self.timeline.record("drain", storage.name or "", now, now, nbytes)
 
     def file_update(
         self,

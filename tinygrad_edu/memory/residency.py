@@ -76,9 +76,7 @@ class Residency:
         held.unit = unit
         array = np.ndarray(shape, dtype, buffer=held)
         array.flags.writeable = False
-        if unit.job is not None:
-            job, unit.job = unit.job, None
-            self._wait(job, "fetch")
+        self._arrive(unit)
         self.waiting -= block_size(unit.nbytes)
         if self.waiting < AHEAD // 2 and not self._all_seen():
             self.look_ahead()
@@ -209,12 +207,15 @@ class Residency:
         else:
             job.wait()
 
+    def _arrive(self, unit: Unit) -> None:
+        if unit.job is not None:
+            self._wait(unit.job, "fetch")
+            unit.job = None  # only now: a wait that was interrupted is one that is still to come
+
     def _evict(self, unit: Unit) -> None:
+        self._arrive(unit)
         del self.resident[unit.key]
         self.seen = 0
-        if unit.job is not None:
-            job, unit.job = unit.job, None
-            self._wait(job, "fetch")
         self.budget.charge("idle", -unit.block.nbytes)
         self._release(unit)
 

@@ -41,7 +41,7 @@ class Schedule:
         """`key` is borrowed now; since the loan before, `need` bytes were needed at most."""
         if len(self.keys) >= self.longest:
             half = self.longest // 2
-            self._start_over(self.keys[-half:], [*self.needs[-half + 1 :], 0])
+            self._start_over(self.keys[-half:], [0, *self.needs[-half:-1]])
         before = self.keys[-1] if self.keys else None
         if self.keys:
             self.needs[-1] = need

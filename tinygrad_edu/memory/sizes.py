@@ -16,8 +16,8 @@ def parse_size(size: int | float | str, what: str = "size") -> int:
         if unit is None:
             raise ValueError(f'{what} {size!r} is not a size: write bytes, "256MB" or "256MiB"')
         size = float(match[1]) * unit
-    if isinstance(size, bool) or not isinstance(size, numbers.Real) or not 0 < size < 2**63:
-        raise ValueError(f'{what} must be above 0 bytes, got {size!r}: write for example "256MB"')
+    if isinstance(size, bool) or not isinstance(size, numbers.Real) or not 1 <= size < 2**63:
+        raise ValueError(f'{what} must be at least 1 byte, got {size!r}: write for example "256MB"')
     return int(size)
 
 
@@ -26,6 +26,6 @@ def show_size(nbytes: float) -> str:
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(nbytes) >= unit * 0.9995:
             value = nbytes / unit
-            digits = max(0, 2 - len(str(int(abs(value)))) + 1)
+            digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
             return f"{value:.{digits}f} {name}"
     return f"{nbytes:.0f} B"

@@ -74,7 +74,8 @@ class StreamedStorage(Storage):
 
         def read() -> None:
             if blob.array is not None:
-                np.take(blob.array.reshape(-1, row), wanted, axis=0, out=table, mode="clip")
+                there = blob.array.reshape(self.shape[0], row)
+                np.take(there, wanted, axis=0, out=table, mode="clip")
                 return
             for first, last in runs(wanted):
                 blob.read(int(wanted[first]) * row, table[first:last].reshape(-1))
@@ -121,7 +122,10 @@ class StreamedStorage(Storage):
             self.chip.changed(self)
 
     def _blob(self, kind: str) -> Blob:
-        return self.blobs[kind]
+        blob = self.blobs[kind]
+        if blob.array is None:  # a file belongs to the chip that is open
+            self.chip.check_open()
+        return blob
 
     def state_names(self) -> tuple[str, ...]:
         return tuple(kind for kind in self.blobs if kind not in (WEIGHT, GRADIENT))
@@ -156,7 +160,7 @@ class StreamedStorage(Storage):
     def _gradient(self) -> Blob:
         if GRADIENT not in self.blobs:
             self.blobs[GRADIENT] = self.chip.external.allocate(GRADIENT, self.nbytes, self)
-        return self.blobs[GRADIENT]
+        return self._blob(GRADIENT)
 
     def _begin_grad(self) -> None:
         self.updated = False
@@ -242,6 +246,7 @@ class StreamedStorage(Storage):
     def scale_grad(self, factor: float) -> None:
         """Noted; done where the gradient is read next."""
         if self.has_grad:
+            self._complete()
             self._settle_scale()
             self._scale = float(factor)
 
@@ -259,6 +264,8 @@ class StreamedStorage(Storage):
         blobs = [self.blobs[kind] for kind in (WEIGHT, GRADIENT, *state)]
         start = time.perf_counter_ns()
         self.chip.begin_update()
+        if self.written is not None:
+            self.written.wait()  # of an update just before, with no gradient in between
         if blobs[0].array is not None:
             self._update_in_place(function, blobs, numbers)
         else:

@@ -35,9 +35,16 @@ class Job:
             self.move()
         except BaseException as error:  # whoever waits for the job raises it
             self.error = error
+            self.mover.failure = self.mover.failure or error
         finally:
             self.move = None  # what it held dies before anybody can see the job done
             self.done.set()
+
+    def drop(self) -> None:
+        """Ends the job undone."""
+        self.error = RuntimeError(f"{self.what} was not moved: the chip was closed")
+        self.move = None
+        self.done.set()
 
     def wait(self) -> None:
         """Returns when the bytes have arrived; raises what went wrong on the way."""
@@ -54,9 +61,14 @@ class Job:
 
 
 class Mover:
-    """A thread that does jobs in the order in which they are handed over."""
+    """A thread that does jobs in the order in which they are handed over.
+
+    failure: what the first job that went wrong raised.
+    """
 
     def __init__(self, name: str) -> None:
+        self.failure: BaseException | None = None
+        self.closing = False
         self.queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, name=f"chip {name}", daemon=True)
         self.thread.start()
@@ -72,11 +84,15 @@ class Mover:
         self.queue.put(job)
 
     def close(self) -> None:
-        """Finishes what was handed over, and ends the thread."""
+        """Ends the thread after the job it is at; jobs that it has not begun are dropped."""
+        self.closing = True
         self.queue.put(None)
         self.thread.join(FAREWELL)
 
     def _work(self) -> None:
         while (job := self.queue.get()) is not None:
-            job.run()
+            if self.closing:
+                job.drop()
+            else:
+                job.run()
             del job
