@@ -1,14 +1,16 @@
 """What every storage promises, for plain arrays and for those that stream: the same bits."""
 
 import contextlib
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinygrad_edu import tape
 from tinygrad_edu.kernels import update
-from tinygrad_edu.memory import Chip, ExternalMemory
+from tinygrad_edu.memory import Chip, ExternalMemory, external
 from tinygrad_edu.storage import CHUNK, WEIGHT, ArrayStorage, new_storage
 
 several = settings(max_examples=40, deadline=None)
@@ -294,7 +296,17 @@ def test_an_update_is_that_of_the_arrays(make, shape, scale):
         same(storage.state_array("v"), v)
 
 
-def test_updates_one_after_the_other_with_one_gradient(make):
+class Slow(external.Calls):
+    """Writes that are late, as those of a disk may be."""
+
+    @staticmethod
+    def write(descriptor, buffer, offset):
+        time.sleep(0.005)
+        return external.Calls.write(descriptor, buffer, offset)
+
+
+def test_updates_one_after_the_other_with_one_gradient(make, monkeypatch):
+    monkeypatch.setattr(external, "calls", Slow())
     storage = make((9,))
     storage.make_state(("m", "v"))
     storage.add_grad(values((9,)))
@@ -311,8 +323,6 @@ def test_an_array_that_is_lent_keeps_the_old_numbers_while_a_graph_needs_it(make
     storage = make((3,))
     lent = storage.read()
     if storage.lockable() is not None:  # nobody else could write it
-        from tinygrad_edu import tape
-
         tape.locks.lock(lent)
     storage.add_grad(np.ones(3, np.float32))
     storage.update(update.sgd, (), lr=1.0, momentum=0.0, weight_decay=0.0)

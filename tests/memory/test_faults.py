@@ -1,11 +1,14 @@
 """Faults of the external memory: the resident run's bits or a clean error, and never a hang."""
 
+import contextlib
 import errno
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,23 +107,36 @@ def test_a_failed_fetch_that_is_dropped_unread_is_not_taken_for_a_weight(path, m
     assert 50 < n < 999 and not medium.failed
 
 
+def failing_in_a_thread(method, n, error):
+    """Fails the first call of `method` from number `n` on that the reader or writer makes."""
+
+    def before(medium, name):
+        here = threading.current_thread().name.startswith("chip ")
+        if here and name == method and medium.log.count(name) >= n and not medium.failed:
+            medium.failed = True
+            raise error
+
+    return Medium(before)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "lost"), MemoryError("none left")], ids=repr)
 @pytest.mark.parametrize("method", ["read", "write"])
-def test_a_chip_that_lost_a_transfer_computes_nothing_more(path, monkeypatch, tight, method):
+def test_a_chip_that_lost_a_transfer_computes_nothing_more(path, monkeypatch, tight, method, error):
+    def goes_wrong():
+        try:
+            train()
+        except (ExternalMemoryError, MemoryError):
+            return True
+
     failures = 0
-    for n in range(1, 1000, 3):
-        medium = failing(method, n, errno.EIO)
+    for n in range(1, 1000, 5):
+        medium = failing_in_a_thread(method, n, error)
         monkeypatch.setattr(external, "calls", medium)
-        with within(20):
-            try:
-                with Chip(tight, ExternalMemory(path)):
-                    try:
-                        train()
-                    except ExternalMemoryError:
-                        failures += 1
-                        with pytest.raises(ExternalMemoryError):
-                            train()
-            except ExternalMemoryError:  # before or after the run
-                assert medium.failed
+        with within(20), contextlib.suppress(ExternalMemoryError, MemoryError):
+            with Chip(tight, ExternalMemory(path)):
+                if goes_wrong():
+                    failures += 1
+                    assert goes_wrong()
         if not medium.failed:
             break
     assert failures > 5
@@ -157,21 +173,54 @@ def test_a_thread_that_dies_is_noticed_by_whoever_waits(path, monkeypatch, tight
     assert deaths >= 3 and jobs < 195
 
 
+def test_a_thread_that_is_closed_drops_what_it_has_not_begun():
+    mover, begun, go, done = Mover("reader"), threading.Event(), threading.Event(), []
+
+    def first():
+        begun.set()
+        go.wait()
+        done.append(1)
+
+    jobs = [mover.job(first, "a"), mover.job(lambda: done.append(2), "the weight of b")]
+    for job in jobs:
+        mover.submit(job)
+    begun.wait()
+    closing = threading.Thread(target=mover.close)
+    closing.start()
+    while not mover.closing:
+        time.sleep(0.001)
+    go.set()
+    closing.join()
+    with within(5):
+        jobs[0].wait()
+        with pytest.raises(
+            RuntimeError, match="the weight of b was not moved: the chip was closed"
+        ):
+            jobs[1].wait()
+    assert done == [1] and not mover.alive
+
+
 # Interrupts.
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as in a terminal: a process in the background may have been told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("where", ["loop", "read", "write"])
 def test_ctrl_c_ends_the_chip_at_once_and_leaves_the_file_live(path, monkeypatch, where):
-    def interrupt(*_):
-        os.kill(os.getpid(), signal.SIGINT)
-
     def each_step(model, step):
         if where == "loop" and step == 1:
             raise KeyboardInterrupt
 
     def before(medium, method):
         if method == where and medium.log.count(method) == 30:
-            interrupt()
+            os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(external, "calls", Medium(before))
     with within(10), pytest.raises(KeyboardInterrupt):
@@ -222,6 +271,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_
 @linux
 def test_a_full_disk_is_a_clean_error_wherever_it_ends(path, monkeypatch):
     def full(nbytes):
+        path.unlink()
         with FileLimit(nbytes), pytest.raises(ExternalMemoryError) as failure:
             train_on_chip(path)
         assert failure.value.errno == errno.EFBIG
@@ -229,8 +279,15 @@ def test_a_full_disk_is_a_clean_error_wherever_it_ends(path, monkeypatch):
 
     train_on_chip(path)
     whole = path.stat().st_size
-    path.unlink()
-    for nbytes in (0, 50, 5000, whole // 2, whole - 2000, whole - 1):  # the last two: in the table
+    for nbytes in (
+        0,
+        50,
+        100,
+        5000,
+        whole // 2,
+        whole - 2000,
+        whole - 1,
+    ):  # the last two: in the table
         full(nbytes)
     # A file system that promises room and does not have it: the weights are cut short.
     monkeypatch.setattr(external.Calls, "allocate", staticmethod(lambda *_: None))

@@ -31,3 +31,19 @@ def op_flops(op: str, phase: str, shapes: tuple) -> int:
 def rows_of_weight(op: str, shapes: tuple) -> int:
     """How many rows (tokens) meet the weight of this op; 0 if it has none."""
     return math.prod(shapes[0][:-1]) if op in ("Linear", "LinearCrossEntropy") else 0
+
+
+# Bytes moved by what is not a product, as multiples of the op's largest input: (forward, backward).
+PASSES = {"LayerNorm": (2, 3), "Gelu": (2, 3), "Add": (3, 0), "Split": (0, 2), "Dropout": (2, 2)}
+PASSES |= {"Attention": (0, 0), "Linear": (0, 0), "LinearCrossEntropy": (0, 0), "Matmul": (0, 0)}
+PASSES |= dict.fromkeys(("Reshape", "Permute", "Transpose", "Checkpoint"), (0, 0))
+ELSE = (2, 3)
+
+
+def op_bytes(op: str, phase: str, shapes: tuple, itemsize: int = 4) -> int:
+    """Bytes that an op reads and writes in the chip's memory besides its products' operands."""
+    largest = max((math.prod(shape) for shape in shapes if shape is not None), default=0)
+    passes = PASSES.get(op, ELSE)[phase == "backward"]
+    if op == "Embedding":  # its largest input is the table, of which it reads some rows
+        largest = math.prod(shapes[1]) * shapes[0][1]
+    return passes * largest * itemsize

@@ -22,7 +22,9 @@ import numpy as np
 
 from ..kernels.switch import kernels_off
 from .chip import Chip
+from .clock import Work
 from .external import Blob, ExternalMemory
+from .flops import op_bytes, op_flops
 from .streamed import StreamedStorage
 
 NO_LIMIT = 1 << 62
@@ -47,6 +49,18 @@ class Nothing(ExternalMemory):
 class Unwritten(StreamedStorage):
     """A parameter without numbers."""
 
+    def _borrow(self, part: tuple, start: int, shape: tuple[int, ...]) -> np.ndarray:
+        before = self.chip.residency.arrived_bytes
+        array = super()._borrow(part, start, shape)
+        self.chip.loans.append((self, self.chip.residency.arrived_bytes - before))
+        return array
+
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        before = self.chip.residency.arrived_bytes
+        rows = super().take(ids)
+        self.chip.loans.append((self, self.chip.residency.arrived_bytes - before))
+        return rows
+
     def fill(self, kind: str, chunks: Iterable[np.ndarray], dtype: Any = None) -> None:
         pass  # the chunks are never asked for, so nothing is drawn
 
@@ -63,16 +77,22 @@ def reserved_block(nbytes: int) -> np.ndarray:
 
 
 class Rehearsal(Chip):
-    """A chip without a limit on which nothing is computed.
+    """A chip on which nothing is computed, without a limit unless `memory` gives one.
 
     Gradients are gone as soon as their op has let go of them, as on a chip that waits for them.
+
+    works: what happened in program order, for the virtual clock (see `clock.play`). An op that uses
+    a large weight some rows at a time is as many items.
     """
 
     storage_type = Unwritten
 
-    def __init__(self) -> None:
-        super().__init__(NO_LIMIT, Nothing())
+    def __init__(self, memory: int | str = NO_LIMIT) -> None:
+        super().__init__(memory, Nothing())
         self.budget.new_mapping = reserved_block
+        self.works: list[Work] = []
+        self.loans: list[tuple[Unwritten, int]] = []  # of the present op: whose, bytes fetched
+        self._drained_before = 0
 
     def __enter__(self) -> "Rehearsal":
         self._off = ExitStack()
@@ -99,4 +119,25 @@ class Rehearsal(Chip):
         scale: float,
         numbers: dict[str, Any],
     ) -> None:
-        pass
+        moved = storage.nbytes * (2 * len(blobs) - 1)
+        self.works.append(Work(storage.name or "", "update", touched=moved))
+
+    def _observe(self, op: str, phase: str, shapes: tuple, start: int) -> None:
+        super()._observe(op, phase, shapes, start)
+        loans, self.loans = self.loans, []
+        drained, self._drained_before = self._drained - self._drained_before, self._drained
+        flops, touched = op_flops(op, phase, shapes), op_bytes(op, phase, shapes)
+        weight = max((storage for storage, _ in loans), key=lambda s: s.nbytes, default=None)
+        pieces = [0]  # bytes fetched; each loan of the weight after the first begins another piece
+        lent = 0
+        for storage, fetched in loans:
+            if storage is weight:
+                lent += 1
+            if storage is weight and lent > 1:
+                pieces.append(0)
+            pieces[-1] += fetched
+        name = op if weight is None else weight.name or op
+        for i, fetched in enumerate(pieces):
+            share = [n * (i + 1) // len(pieces) - n * i // len(pieces)
+                     for n in (flops, touched, drained)]  # fmt: skip
+            self.works.append(Work(name, phase, share[0], share[1], fetched, share[2]))

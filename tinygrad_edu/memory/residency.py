@@ -55,6 +55,7 @@ class Residency:
         self.waiting = 0  # bytes here or coming that are expected before anything else is fetched
         self.seen = 0  # everything expected before this place of the schedule is here or coming
         self.fetched_bytes = 0
+        self.arrived_bytes = 0  # of fetches that somebody has waited for, in program order
         self.loans = 0
 
     def add(self, key: Hashable, blob: Blob, offset: int, nbytes: int) -> Unit:
@@ -173,6 +174,7 @@ class Residency:
     def fetch(self, blob: Blob, read: Callable[[], None], nbytes: int, after: Job | None) -> None:
         """Runs `read`, of `nbytes` from `blob`, as a transfer, and waits for it."""
         self._wait(self._submit(blob, read, nbytes, after), "fetch")
+        self.arrived_bytes += nbytes
 
     def _fetch(self, unit: Unit, kind: str) -> None:
         unit.block = self.budget.block(unit.nbytes, kind, unit)
@@ -210,6 +212,7 @@ class Residency:
     def _arrive(self, unit: Unit) -> None:
         if unit.job is not None:
             self._wait(unit.job, "fetch")
+            self.arrived_bytes += unit.nbytes
             unit.job = None  # only now: a wait that was interrupted is one that is still to come
 
     def _evict(self, unit: Unit) -> None:

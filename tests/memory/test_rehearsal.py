@@ -1,0 +1,312 @@
+"""The account: what a rehearsal says, what a chip counts, and what the process really takes."""
+
+import functools
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinygrad_edu as tg
+from gpt import GPT, GPTConfig
+from tinygrad_edu import functional as F
+from tinygrad_edu import nn
+from tinygrad_edu.kernels import blocks
+from tinygrad_edu.memory import Chip, ChipMemoryError, Rehearsal
+from tinygrad_edu.memory.flops import op_flops
+
+ROOT = Path(__file__).parents[2]
+UNIT = 8192
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(blocks, "UNIT_BYTES", UNIT)
+
+
+def step(config, recompute, batch, steps=1):
+    """Gives what is left of the last loss, as a training loop would."""
+    model = GPT(config, np.random.default_rng(0), recompute=recompute)
+    optimizer = tg.optim.AdamW(model.parameters())
+    count = batch * config.block_size
+    ids = (np.arange(count) % config.vocab_size).reshape(batch, -1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = None
+        loss = model(ids, ids)[1]
+        loss.backward()
+        tg.optim.clip_grad_norm_(optimizer.params, 1.0)
+        optimizer.step()
+
+
+MODELS = {
+    "small": (GPTConfig(65, 32, 3, 2, 32), 2),
+    "wide": (GPTConfig(300, 4, 2, 4, 128), 1),
+    "no bias": (GPTConfig(65, 16, 2, 2, 64, bias=False), 3),
+    "dropout": (GPTConfig(100, 24, 2, 2, 48, dropout=0.2), 2),
+    "one layer": (GPTConfig(1000, 8, 1, 1, 40), 1),
+    "long": (GPTConfig(20, 200, 1, 2, 32), 1),
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_rehearsed_peak_is_the_smallest_budget(name, recompute):
+    config, batch = MODELS[name]
+    with Rehearsal() as rehearsed:
+        step(config, recompute, batch)
+    least = rehearsed.peak_bytes
+    with Chip("50MB", poison=True) as ample:
+        step(config, recompute, batch, steps=2)
+    assert ample.peak_bytes == least
+    with Chip(least, poison=True) as exact:
+        step(config, recompute, batch, steps=3)
+    assert exact.peak_bytes == least
+    with pytest.raises(ChipMemoryError) as error, Chip(least - 4096):
+        step(config, recompute, batch)
+    assert "no room" in str(error.value)
+    assert ample.bytes_moved["drain"] == 2 * rehearsed.bytes_moved["drain"]
+    assert ample.bytes_moved["update"] == 2 * rehearsed.bytes_moved["update"]
+    totals = ample.timeline.totals()["compute"]
+    assert totals.flops == 2 * rehearsed.timeline.totals()["compute"].flops
+
+
+def moved(chip, work):
+    """What `work()` moves."""
+    before = dict(chip.bytes_moved)
+    work()
+    chip.settle()
+    return {kind: count - before[kind] for kind, count in chip.bytes_moved.items()}
+
+
+@pytest.mark.parametrize("distinct", [1, 5, 16])
+def test_with_room_for_all_a_step_fetches_every_weight_once(distinct):
+    """The tied table is fetched once for the output; a lookup fetches the rows that occur."""
+    config = GPTConfig(50, 8, 2, 2, 32)
+    ids = (np.arange(16) % distinct).reshape(2, 8)
+    with Chip("50MB", poison=True) as chip:
+        model = GPT(config)
+        optimizer = tg.optim.AdamW(model.parameters())
+        count = sum(p.size for p in model.parameters())
+
+        def work():
+            optimizer.zero_grad()
+            model(ids, ids)[1].backward()
+            optimizer.step()
+
+        row, position = 4 * 32, config.block_size * 4 * 32
+        rows = distinct * row + position  # looked up, of either table
+        work()
+        work()  # after it, what it fetches for the next step is what the one before fetched for it
+        for _ in range(3):
+            assert moved(chip, work) == {
+                # of the table of positions nothing but the rows is ever used
+                "fetch": 4 * count - position + rows,
+                # whole gradients, but of lookups the rows
+                "drain": 4 * count - position + rows,
+                "update": 28 * count,  # read w, g, m, v; write w, m, v
+            }
+
+
+class MLP(nn.Module):
+    def __init__(self, layers, width):
+        rng = np.random.default_rng(0)
+        self.layers = [nn.Linear(width, width, bias=False, rng=rng) for _ in range(layers)]
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).tanh()
+        return x
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "momentum"])
+@pytest.mark.parametrize("room", [1, 2, 4, 6])
+def test_with_room_for_some_weights_those_that_turn_around_stay(monkeypatch, room, optimizer):
+    """There and back through 6 layers, with room for `room` of them: the rest comes twice.
+
+    The first layer's input needs no gradient, so backward asks for 5.
+    """
+    monkeypatch.setattr(blocks, "UNIT_BYTES", 1 << 24)
+    layers, width, tokens = 6, 128, 1
+    x = tg.Tensor(np.ones((tokens, width), np.float32))
+    make, reads_and_writes = {
+        "AdamW": (tg.optim.AdamW, 7),
+        "SGD": (tg.optim.SGD, 3),
+        "momentum": (functools.partial(tg.optim.SGD, momentum=0.9), 5),
+    }[optimizer]
+    weight = 4 * width * width
+
+    def steps(chip):
+        model = MLP(layers, width)
+        run = make(model.parameters(), lr=0.1)
+
+        def work():
+            run.zero_grad()
+            model(x).sum().backward()
+            run.step()
+
+        for _ in range(3):
+            work()
+        return [moved(chip, work) for _ in range(2)]
+
+    with Rehearsal() as rehearsed:
+        steps(rehearsed)
+    with Chip(rehearsed.peak_bytes + (room - 1) * weight) as chip:
+        found = steps(chip)
+    # gradients and activations take turns with idle weights, which costs some at the turn
+    least, most = (2 * layers - 1 - room) * weight, (2 * layers - 1) * weight
+    for one in found:
+        assert least <= one["fetch"] <= most and one["fetch"] % weight == 0
+        assert one["drain"] == layers * weight
+        assert one["update"] == reads_and_writes * layers * weight
+    if room == layers:
+        assert found[0]["fetch"] == layers * weight
+
+
+def test_recomputed_a_layer_costs_its_input_and_nothing_more(monkeypatch):
+    """Blocks without rounding: 64 tokens x 512 x 4 bytes are 128 KiB."""
+    monkeypatch.setattr(blocks, "UNIT_BYTES", 1 << 24)
+    peaks = {}
+    for layers in (4, 8, 24):
+        with Rehearsal() as chip:
+            step(GPTConfig(64, 64, layers, 4, 512), True, 1)
+        peaks[layers] = chip.peak_bytes
+    # beside its input a layer keeps 8-byte numbers, in blocks of 64 bytes, one each
+    per_layer = 64 * 512 * 4
+    for layers in (8, 24):
+        grown = peaks[layers] - peaks[4]
+        assert 0 <= grown - (layers - 4) * per_layer <= (layers - 4) * 128
+
+
+def test_flops_are_those_of_the_formula():
+    """6 per parameter of a matrix and token, and attention, and once more the logits."""
+    config, batch = GPTConfig(96, 16, 3, 2, 32), 2
+    with Rehearsal() as chip:
+        step(config, False, batch)
+    c, t, layers, vocab = 32, 16, 3, 96
+    tokens = batch * t
+    matrices = layers * 12 * c * c
+    attention = 2 * tokens * t * c  # causal: half of 4 t c per token
+    expected = 6 * tokens * matrices + 2 * tokens * vocab * c * 4 + layers * attention * 3.5
+    assert chip.timeline.totals()["compute"].flops == expected
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "forward"),
+    [
+        ("Linear", ((5, 7, 3), (4, 3), None), 2 * 35 * 3 * 4),
+        ("Matmul", ((5, 3), (3, 4)), 2 * 5 * 3 * 4),
+        ("Matmul", ((3,), (3,)), 2 * 3),
+        ("Matmul", ((2, 1, 5, 3), (6, 3, 4)), 2 * 12 * 5 * 3 * 4),
+        ("Attention", ((2, 3, 8, 4), (2, 3, 8, 4), (2, 3, 8, 4), None), 6 * 8 * 8 * 8),
+        ("Add", ((5, 3), (5, 3)), 0),
+    ],
+)
+def test_flops_of_an_op(op, shapes, forward):
+    assert op_flops(op, "forward", shapes) == forward
+    times = {"Attention": 2.5}.get(op, 2)
+    assert op_flops(op, "backward", shapes) == times * forward
+
+
+def test_nothing_is_drawn_and_nothing_moves():
+    drawn = []
+
+    def init(rng, shape):
+        drawn.append(shape)
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    init.by_rows = True
+    with Rehearsal() as chip:
+        layer = nn.Linear(300, 400, init=init)
+        F.linear(np.ones((2, 300), np.float32), layer.weight).sum().backward()
+    assert drawn == []
+    assert chip.bytes_moved["fetch"] == chip.bytes_moved["drain"] == 4 * 300 * 400
+
+
+def in_a_process(code, *arguments, timeout=100):
+    """The JSON that `code` prints last."""
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+PEAK = """
+def peak_rss():
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+"""
+
+
+@linux
+@pytest.mark.parametrize("recompute", [True, False], ids=["recomputed", "stored"])
+def test_13_billion_parameters_are_rehearsed_in_hardly_any_memory(recompute):
+    grown, needed, seconds = in_a_process(
+        PEAK
+        + """
+import json, sys, time
+from gpt import config, fit
+shape = config.parse(["13b"]).model(50257)
+before, start = peak_rss(), time.perf_counter()
+step = fit.rehearse(shape, 1, sys.argv[1] == "True")
+print(json.dumps([peak_rss() - before, step.needed, time.perf_counter() - start]))
+""",
+        recompute,
+    )
+    assert grown < 300e6
+    assert needed > (20e9 if not recompute else 2e9)
+    assert seconds < 20
+
+
+BIG = (
+    PEAK
+    + """
+import json, sys
+import numpy as np
+import tinygrad_edu as tg
+from tinygrad_edu import nn
+
+class Model(nn.Module):
+    def __init__(self, layers):
+        rng = np.random.default_rng(0)
+        self.layers = [nn.Linear(WIDTH, WIDTH, rng=rng) for _ in range(layers)]
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).tanh()
+        return x
+
+WIDTH = 256
+x = np.ones((64, 2560), np.float32)
+def train(layers, steps):
+    model = Model(layers)
+    optimizer = tg.optim.AdamW(model.parameters())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(x[:, :WIDTH]) ** 2).mean().backward()
+        tg.optim.clip_grad_norm_(optimizer.params, 1.0)
+        optimizer.step()
+
+train(2, 1)  # compiles the kernels
+with tg.memory.Chip("20MB", tg.memory.ExternalMemory(sys.argv[2])):
+    train(2, 1)
+WIDTH = 2560
+before = peak_rss()
+with tg.memory.Chip(sys.argv[1], tg.memory.ExternalMemory(sys.argv[3])) as chip:
+    train(10, 2)
+print(json.dumps([peak_rss() - before, chip.memory, chip.external.nbytes, chip.peak_bytes]))
+"""
+)
+
+
+@linux
+def test_the_process_takes_no_more_than_the_budget_and_a_little(tmp_path):
+    """10 matrices of 26 MB with gradients and state, over 1 GB, on a chip of 200 MB."""
+    grown, budget, external, peak = in_a_process(BIG, "200MB", tmp_path / "a", tmp_path / "b")
+    assert external > 5 * budget and peak < budget
+    assert grown < 1.1 * budget + 32e6
