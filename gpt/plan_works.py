@@ -26,35 +26,41 @@ VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
-class StepWork:
-    """One optimizer step on one chip.
+class Need:
+    """Bytes on the chip at once, what they are by kind, and the phase in which that is."""
 
-    needed: bytes on the chip at once; at_peak: the same by kind; phase: where the peak is; works:
-    of one micro-batch, then the update; passes: how many micro-batches a step has.
-    """
-
-    needed: int
+    nbytes: int
     at_peak: dict[str, int]
     phase: str
-    works: tuple[Work, ...]
+
+    def times(self, factor: float) -> "Need":
+        at_peak = {kind: int(nbytes * factor) for kind, nbytes in self.at_peak.items()}
+        return Need(int(self.nbytes * factor), at_peak, self.phase)
 
 
-def step_work(
+def unit_for(memory: int | None, precision: str) -> int:
+    """Bytes of float32 that are fetched at once, at most: a large chip takes whole matrices."""
+    return max(blocks.UNIT_BYTES, (memory or 0) * 4 // VALUE_BYTES[precision] // 64)
+
+
+def need(
     config: GPTConfig, batch: int, recompute: bool, precision: str = "fp32",
-    memory: int | None = None, resident: bool = False,
-) -> StepWork:  # fmt: skip
-    """The work of `batch` sequences on a chip of `memory` bytes (None: of just enough).
+    memory: int | None = None,
+) -> Need:  # fmt: skip
+    """What `batch` sequences need at once on a chip of `memory` bytes (None: of any size)."""
+    found = needed(config, batch, recompute, unit_for(memory, precision))
+    return found.times(VALUE_BYTES[precision] / 4)
 
-    resident: everything is on the chip, and nothing is fetched or drained.
-    """
-    value = VALUE_BYTES[precision]
-    room = None if memory is None else memory * 4 // value
-    found = rehearsed(config, batch, recompute, room)
-    works = [scaled(work, value / 4) for work in found.works]
-    if resident:
-        works = [work._replace(fetch=0, drain=0) for work in works]
-    at_peak = {kind: nbytes * value // 4 for kind, nbytes in found.at_peak.items()}
-    return StepWork(found.needed * value // 4, at_peak, found.phase, tuple(works))
+
+def step_works(
+    config: GPTConfig, batch: int, recompute: bool, precision: str = "fp32",
+    memory: int | None = None,
+) -> list[Work]:  # fmt: skip
+    """The work of one pass of `batch` sequences, then that of the update."""
+    factor = VALUE_BYTES[precision] / 4
+    room = None if memory is None else int(memory / factor)
+    works = rehearsed(config, batch, recompute, unit_for(memory, precision), room)
+    return [scaled(work, factor) for work in works]
 
 
 def scaled(work: Work, factor: float) -> Work:
@@ -68,28 +74,37 @@ def scaled(work: Work, factor: float) -> Work:
     )
 
 
-@functools.lru_cache(64)
-def rehearsed(config: GPTConfig, batch: int, recompute: bool, room: int | None) -> StepWork:
-    """In float32, on a chip of `room` bytes, or of just enough if that is too small."""
-    unit = max(blocks.UNIT_BYTES, (room or 0) // 64)  # a large chip takes whole matrices
+@functools.lru_cache(256)
+def needed(config: GPTConfig, batch: int, recompute: bool, unit: int) -> Need:
+    """In float32."""
     if config.n_layer < DEEP:
-        needed = run(config, batch, recompute, unit).needed
-        return run(config, batch, recompute, unit, max(needed, room or 0))
-    shallow = [dataclasses.replace(config, n_layer=n) for n in (2, 3)]
-    two, three = (run(small, batch, recompute, unit) for small in shallow)
-    layer = three.needed - two.needed
-    needed = three.needed + (config.n_layer - 3) * layer
-    weights = 4 * 13 * config.n_embd**2  # of one layer, in float32, and some to fetch ahead
-    spare = weights if room is None else max(0, min(weights, room - needed))
-    found = run(shallow[1], batch, recompute, unit, three.needed + spare)
-    at_peak = dict(three.at_peak)
-    at_peak["activations"] += needed - three.needed
-    return StepWork(needed, at_peak, three.phase, tuple(deepened(found.works, config.n_layer)))
+        return run(config, batch, recompute, unit)[0]
+    two, three = (
+        run(dataclasses.replace(config, n_layer=n), batch, recompute, unit)[0] for n in (2, 3)
+    )
+    more = (config.n_layer - 3) * (three.nbytes - two.nbytes)
+    at_peak = three.at_peak | {"activations": three.at_peak["activations"] + more}
+    return Need(three.nbytes + more, at_peak, three.phase)
+
+
+@functools.lru_cache(64)
+def rehearsed(
+    config: GPTConfig, batch: int, recompute: bool, unit: int, room: int | None
+) -> tuple[Work, ...]:
+    """In float32, on a chip of `room` bytes, or of just enough if that is too small."""
+    whole = needed(config, batch, recompute, unit).nbytes
+    if config.n_layer < DEEP:
+        return tuple(run(config, batch, recompute, unit, max(whole, room or 0))[1])
+    three = dataclasses.replace(config, n_layer=3)
+    layer = 4 * 13 * config.n_embd**2  # its weights, in float32, and some to fetch ahead
+    spare = layer if room is None else max(0, min(layer, room - whole))
+    enough = needed(three, batch, recompute, unit).nbytes + spare
+    return tuple(deepened(run(three, batch, recompute, unit, enough)[1], config.n_layer))
 
 
 def run(
     config: GPTConfig, batch: int, recompute: bool, unit: int, room: int | None = None
-) -> StepWork:
+) -> tuple[Need, list[Work]]:
     """A rehearsal, in float32. With `room`, of the second step, when the order is known."""
     ids = np.arange(batch * config.block_size) % config.vocab_size
     ids = ids.reshape(batch, config.block_size)
@@ -109,8 +124,8 @@ def run(
     finally:
         blocks.UNIT_BYTES = before
     phase = "forward" if chip.peak_bytes == in_forward and room is None else "backward"
-    works = tuple(merged(chip.works[first:]))
-    return StepWork(chip.peak_bytes, dict(chip.budget.at_peak), phase, works)
+    found = Need(chip.peak_bytes, dict(chip.budget.at_peak), phase)
+    return found, list(merged(chip.works[first:]))
 
 
 def merged(works: list[Work]) -> Iterator[Work]:
@@ -119,9 +134,7 @@ def merged(works: list[Work]) -> Iterator[Work]:
     for work in works:
         joins = not (work.fetch or work.drain) and last is not None
         if joins and work.phase == last.phase != "update":
-            last = last._replace(
-                flops=last.flops + work.flops, touched=last.touched + work.touched
-            )
+            last = last._replace(flops=last.flops + work.flops, touched=last.touched + work.touched)
             continue
         if last is not None:
             yield last
@@ -130,7 +143,7 @@ def merged(works: list[Work]) -> Iterator[Work]:
         yield last
 
 
-def deepened(works: tuple[Work, ...], layers: int) -> Iterator[Work]:
+def deepened(works: list[Work], layers: int) -> Iterator[Work]:
     """Works of three layers -> those of many: the middle one's, repeated where they stand."""
     groups: list[tuple[int | None, list[Work]]] = []
     for work in works:

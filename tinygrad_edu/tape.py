@@ -21,7 +21,7 @@ import numpy as np
 
 from .kernels import zeros
 from .kernels.blocks import Rows
-from .kernels.elementwise import add
+from .kernels.elementwise import add, sum_axes
 
 _numbers = itertools.count()
 
@@ -355,7 +355,7 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...], what: str = "gradient"
     axes = tuple(range(extra)) + tuple(
         extra + i for i, n in enumerate(shape) if n == 1 and grad.shape[extra + i] != 1
     )
-    return grad.sum(axis=axes).reshape(shape)
+    return sum_axes(grad, axes).reshape(shape)
 
 
 def walk(root: Context, slot: int, grad: np.ndarray) -> None:

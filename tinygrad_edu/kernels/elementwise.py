@@ -181,6 +181,13 @@ def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarr
     return out
 
 
+def sum_axes(a: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """The sum over `axes`, which leave the shape."""
+    shape = tuple(n for axis, n in enumerate(a.shape) if axis not in axes)
+    out = empty(shape, a.dtype)
+    return out if switch.off else np.add.reduce(a, axis=axes, out=out)
+
+
 WORDS = 64  # consecutive elements that take the same word of four of consecutive counters
 
 

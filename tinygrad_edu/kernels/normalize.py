@@ -13,6 +13,7 @@ pieces' sums are added up in order.
 
 import numpy as np
 
+from . import switch
 from .allocator import empty
 from .launch import carray, operand, pieces, rows, summing_task
 
@@ -158,7 +159,12 @@ def layer_norm_backward(
 
 def sum_parts(parts: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
     """Partial sums (pieces, C) -> (C,), added in order."""
-    return None if parts is None else np.add.reduce(parts, axis=0).astype(dtype, copy=False)
+    if parts is None:
+        return None
+    out = empty(parts.shape[1:], parts.dtype)
+    if not switch.off:
+        np.add.reduce(parts, axis=0, out=out)
+    return out.astype(dtype, copy=False)
 
 
 @summing_task

@@ -13,6 +13,7 @@ Peaks are dense ones: 62.5 and 125 PF, as CS-2 and CS-3 are often quoted, count 
 skipped, and so do the doubled figures of GPUs. Units are bytes, seconds, FLOPs, watts and dollars.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -142,7 +143,8 @@ def as_number(name: str, given: Any) -> int | float | None:
             value = float(given)
         except ValueError:
             if name.endswith(("memory", "bandwidth")):  # sizes, also written "150GB/s"
-                value = parse_size(given.removesuffix("/s"), name)
+                with contextlib.suppress(ValueError):
+                    value = parse_size(given.removesuffix("/s"))
     check(name, value)
     return int(value) if LIMITS[name.split(".")[0]][0] == COUNT else value
 

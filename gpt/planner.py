@@ -1,0 +1,213 @@
+"""How long is a step, does it fit, what limits it: a GPT's step on the virtual clock of a hardware.
+
+The step's work comes from rehearsing the real model (`plan_works`), its time from playing that
+work on the hardware's numbers (`tinygrad_edu.memory.clock`). A chip takes its share of the batch in
+as few passes as its memory allows; each streams all weights, and the update comes after the last.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from tinygrad_edu.memory.clock import Playback, Work, play
+from tinygrad_edu.memory.hardware import Hardware
+
+from .bench_step import count_parameters, flops_per_step
+from .model import GPTConfig
+from .plan_works import VALUE_BYTES, Need, need, step_works
+
+STATE_BYTES = 16  # per parameter beside the chip: weight, gradient and AdamW's two, in float32
+PLAYED = 3  # passes that are played; further ones take as long as the last of these
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model and how it is to be trained. `sequences` and `tokens`: per step, and in all."""
+
+    model: GPTConfig
+    sequences: int
+    tokens: float
+    precision: str = "fp32"
+    recompute: bool | None = None  # None: only if needed
+    clip: bool = True
+    resident: bool = False  # everything in the chip's own memory, nothing streams
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.sequences * self.model.block_size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer for one hardware. Seconds, bytes, dollars and kilowatt-hours."""
+
+    job: Job
+    hardware: Hardware
+    parameters: int
+    flops_per_token: float
+    recompute: bool
+    sequences_per_pass: int  # on one chip
+    passes: int
+    need: Need
+    playback: Playback
+    step_seconds: float
+    fits: bool
+    smallest: int  # bytes on a chip that one sequence needs, with recompute if that is allowed
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.job.tokens_per_step / self.step_seconds
+
+    @property
+    def peak_flops(self) -> float:
+        return self.hardware.peak_of(self.job.precision) * self.hardware.chips
+
+    @property
+    def mfu(self) -> float:
+        """Of the dense peak; operations of a recompute do not count."""
+        return self.tokens_per_second * self.flops_per_token / self.peak_flops
+
+    @property
+    def days(self) -> float:
+        return self.job.tokens / self.tokens_per_second / 86400
+
+    @property
+    def cost_dollars(self) -> float | None:
+        rate = self.hardware.dollars_per_hour
+        return None if rate is None else self.days * 24 * rate * self.hardware.chips
+
+    @property
+    def energy_kwh(self) -> float | None:
+        watts = self.hardware.watts
+        return None if watts is None else self.days * 24 * watts / 1000 * self.hardware.chips
+
+    @property
+    def external_bytes(self) -> int:
+        return self.parameters * STATE_BYTES
+
+    @property
+    def tokens_resident(self) -> int:
+        """Tokens on one chip while a weight passes by."""
+        return self.sequences_per_pass * self.job.model.block_size
+
+    @property
+    def break_even_tokens(self) -> float:
+        """Tokens per chip and pass from which fetching hides behind the forward pass."""
+        value = VALUE_BYTES[self.job.precision]
+        rate = self.hardware.peak_of(self.job.precision) * self.hardware.achieved
+        return value * rate / (2 * self.hardware.bandwidth)
+
+    @property
+    def limited_by(self) -> str:
+        return self.playback.limited_by if self.fits else "memory"
+
+    def as_json(self) -> dict[str, object]:
+        stalls = self.playback.stall_seconds
+        return {
+            "hardware": self.hardware.name,
+            "chips": self.hardware.chips,
+            "precision": self.job.precision,
+            "recompute": self.recompute,
+            "sequences_per_pass": self.sequences_per_pass,
+            "passes": self.passes,
+            "parameters": self.parameters,
+            "flops_per_token": self.flops_per_token,
+            "step_seconds": self.step_seconds,
+            "compute_seconds": self.playback.compute_seconds,
+            "stall_seconds": stalls,
+            "bubble_seconds": self.playback.bubble_seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "mfu": self.mfu,
+            "days": self.days,
+            "energy_kwh": self.energy_kwh,
+            "cost_dollars": self.cost_dollars,
+            "peak_chip_bytes": self.need.nbytes,
+            "peak_made_of": self.need.at_peak,
+            "peak_phase": self.need.phase,
+            "external_bytes": self.external_bytes,
+            "tokens_resident": self.tokens_resident,
+            "break_even_tokens": self.break_even_tokens,
+            "fits": self.fits,
+            "smallest_chip_bytes": self.smallest,
+            "limited_by": self.limited_by,
+        }
+
+
+def plan(job: Job, hardware: Hardware) -> Plan:
+    """The fastest way to take the step that fits: recompute only if it must, few passes."""
+    share = math.ceil(job.sequences / hardware.chips)
+    choices = [False, True] if job.recompute is None else [job.recompute]
+    found = None
+    for recompute in choices:
+        sequences = largest_pass(job, hardware, share, recompute)
+        if sequences:
+            found = recompute, sequences
+            break
+    recompute, sequences = found or (choices[-1], 1)
+    about = (recompute, job.precision, hardware.memory)
+    works = step_works(job.model, sequences, *about)
+    if job.resident:
+        works = [work._replace(fetch=0, drain=0) for work in works]
+    passes = math.ceil(share / sequences)
+    playback, seconds = timed(works, passes, hardware, job)
+    parameters = count_parameters(job.model)
+    resident = parameters * STATE_BYTES if job.resident else 0
+    smallest = need(job.model, 1, choices[-1], job.precision, hardware.memory).nbytes + resident
+    peak = need(job.model, sequences, *about)
+    return Plan(
+        job,
+        hardware,
+        parameters,
+        flops_per_step(job.model, parameters, 1),
+        recompute,
+        sequences,
+        passes,
+        dataclasses.replace(peak, nbytes=peak.nbytes + resident),
+        playback,
+        seconds,
+        found is not None,
+        smallest,
+    )
+
+
+def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> int:
+    """How many sequences one chip can take at once, of `share`; 0 if not even one."""
+    room = hardware.memory
+    if job.resident:
+        room -= count_parameters(job.model) * STATE_BYTES
+
+    def fits(sequences: int) -> bool:
+        about = (sequences, recompute, job.precision, hardware.memory)
+        return need(job.model, *about).nbytes <= room
+
+    if fits(share):
+        return share
+    if not fits(1):
+        return 0
+    # what is needed grows evenly with the sequences: guess from two, then step back if it must be
+    about = (recompute, job.precision, hardware.memory)
+    one, two = (need(job.model, n, *about).nbytes for n in (1, 2))
+    most = max(1, min(share - 1, 1 + int((room - one) // max(1, two - one))))
+    while not fits(most):
+        most -= 1
+    return math.ceil(share / math.ceil(share / most))  # passes of equal size
+
+
+def timed(step: list[Work], passes: int, hardware: Hardware, job: Job) -> tuple[Playback, float]:
+    """The step of `passes` passes: played, or from the first few where there are many."""
+    ops = [w for w in step if w.phase != "update"]
+    updates = [w for w in step if w.phase == "update"]
+    norm_bytes = 4 * count_parameters(job.model)
+
+    def played(count: int) -> Playback:
+        works: list[Work] = ops * count + updates
+        return play(
+            works, hardware, job.precision, clip=job.clip, norm_bytes=norm_bytes if job.clip else 0
+        )
+
+    few = min(passes, PLAYED)
+    last = played(few)
+    if few == passes:
+        return last, last.step_seconds
+    extra = last.step_seconds - played(few - 1).step_seconds
+    return last, last.step_seconds + (passes - few) * extra
