@@ -129,12 +129,14 @@ def run(
 
 
 def merged(works: list[Work]) -> Iterator[Work]:
-    """The same with ops that move nothing joined to the op before them."""
+    """The same in fewer items: ops that move next to nothing are joined to the op before them."""
+    little = max(work.fetch + work.drain for work in works) // 1000
     last: Work | None = None
     for work in works:
-        joins = not (work.fetch or work.drain) and last is not None
+        joins = last is not None and work.fetch + work.drain <= little
         if joins and work.phase == last.phase != "update":
-            last = last._replace(flops=last.flops + work.flops, touched=last.touched + work.touched)
+            sums = [a + b for a, b in zip(last[2:], work[2:], strict=True)]
+            last = Work(last.name, last.phase, *sums)
             continue
         if last is not None:
             yield last

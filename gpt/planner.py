@@ -17,7 +17,7 @@ from .model import GPTConfig
 from .plan_works import VALUE_BYTES, Need, need, step_works
 
 STATE_BYTES = 16  # per parameter beside the chip: weight, gradient and AdamW's two, in float32
-PLAYED = 3  # passes that are played; further ones take as long as the last of these
+PLAYED = 2  # passes that are played; further ones take as long as the last of these
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Plan:
     step_seconds: float
     fits: bool
     smallest: int  # bytes on a chip that one sequence needs, with recompute if that is allowed
+    measured: bool = False  # `step_seconds` was measured, not planned
 
     @property
     def tokens_per_second(self) -> float:

@@ -1,0 +1,229 @@
+"""How long is a step, what does it cost, does it fit? `python -m gpt.plan PRESET [--hardware cs2]`.
+
+Answers before anything runs, for any size: memory by tier, the step's time and what limits it,
+tokens per second, days, energy and cost. With a measured --step-seconds or --tokens-per-second it
+says what was achieved instead. --compare sets several side by side, --picture draws step time
+against bandwidth and batch, --trace writes the step's timeline for ui.perfetto.dev.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from tinygrad_edu.memory import parse_size, show_size
+from tinygrad_edu.memory.hardware import Hardware, hardware
+
+from . import config as cli
+from .errors import UserError
+from .planner import Job, Plan, plan
+
+
+def parse(argv: list[str]) -> Any:
+    parser = cli.OneLineParser(
+        prog="python -m gpt.plan", description=__doc__,
+        epilog="presets: " + ", ".join(cli.preset_names()) + "; or the path of a .toml file",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("preset", nargs="?", default="gpt2-124m", metavar="PRESET")
+    add("--hardware", default="this-machine", help="cs1 cs2 cs3 a100 h100 h200 laptop this-machine")
+    add("--chips", type=int, help="how many share the batch")
+    add("--tokens", type=float, help="to train on in all (default: the preset's steps)")
+    add("--batch-size", type=int, help="sequences per step (default: the preset's)")
+    add("--block-size", type=int, help="tokens of context (default: the preset's)")
+    add("--chip-memory", help="such as 256MB, instead of the hardware's")
+    add("--bandwidth", help="between external memory and chip, such as 150GB per second")
+    add("--achieved", type=float, help="fraction of the peak that products reach")
+    add("--precision", choices=("fp32", "bf16", "fp16"), help="of weights and activations")
+    add("--recompute", choices=("off", "on", "auto"), default="auto")
+    add("--resident", action="store_true", help="all in the chip's own memory, nothing streams")
+    add("--step-seconds", type=float, help="measured: what was achieved?")
+    add("--tokens-per-second", type=float, help="measured: what was achieved?")
+    add("--compare", metavar="LIST", help="such as cs2,a100x16,h100x8,this-machine")
+    add("--trace", metavar="FILE", help="write the step's timeline as Chrome trace JSON")
+    add("--picture", metavar="FILE", help="draw step time against bandwidth and batch (svg, png)")
+    add("--verify", action="store_true", help="run steps here, and compare with what was planned")
+    add("--json", action="store_true", help="for machines")
+    return parser.parse_all(argv)
+
+
+def job_of(given: Any, precision: str) -> Job:
+    """The preset with what the command line changes."""
+    preset = cli.load_preset(given.preset)
+    for name in ("batch_size", "block_size", "chips"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{cli.dashed(name)} must be at least 1, got {value}")
+    for name in ("tokens", "step_seconds", "tokens_per_second"):
+        value = getattr(given, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{cli.dashed(name)} must be a number above 0, got {value}")
+    if given.block_size:
+        preset = dataclasses.replace(preset, block_size=given.block_size)
+    model = preset.model(preset.vocab_size or 256)
+    sequences = given.batch_size or preset.batch_size * preset.accumulate
+    tokens = given.tokens or float(preset.steps * sequences * model.block_size)
+    recompute = {"off": False, "on": True, "auto": None}[given.recompute]
+    clip = preset.grad_clip > 0
+    return Job(model, sequences, tokens, precision, recompute, clip, given.resident)
+
+
+def hardware_of(name: str, given: Any) -> Hardware:
+    changes = {
+        field: value
+        for field, value in (
+            ("chips", given.chips if not given.compare else None),
+            ("memory", given.chip_memory and parse_size(given.chip_memory, "--chip-memory")),
+            ("bandwidth", given.bandwidth),
+            ("achieved", given.achieved),
+        )
+        if value is not None
+    }
+    return hardware(name).but(**changes) if changes else hardware(name)
+
+
+def precision_of(given: Any, chosen: Hardware) -> str:
+    if given.precision:
+        chosen.peak_of(given.precision)
+        return given.precision
+    return "bf16" if "bf16" in chosen.peak else "fp32"
+
+
+def main(argv: list[str]) -> int:
+    given = parse(argv)
+    if given.verify:
+        from . import plan_verify
+
+        return plan_verify.main(as_json=given.json)
+    try:
+        names = given.compare.split(",") if given.compare else [given.hardware]
+        machines = [hardware_of(name.strip(), given) for name in names]
+        plans = [plan(job_of(given, precision_of(given, one)), one) for one in machines]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    measured = given.step_seconds or (
+        plans[0].job.tokens_per_step / given.tokens_per_second if given.tokens_per_second else None
+    )
+    if measured:
+        plans = [dataclasses.replace(one, step_seconds=measured, measured=True) for one in plans]
+    if given.trace:
+        plans[0].playback.timeline().chrome_trace(given.trace)
+    if given.picture:
+        from .plan_picture import draw
+
+        draw(plans[0], Path(given.picture))
+    if given.json:
+        found = [one.as_json() for one in plans]
+        print(json.dumps(found if given.compare else found[0]))
+    elif given.compare:
+        print(side_by_side(given.preset, plans))
+    else:
+        print(report(given.preset, plans[0]))
+    return 0
+
+
+def count(number: float) -> str:
+    for unit, name in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number:,.0f}"
+
+
+def seconds(value: float) -> str:
+    if value >= 120:
+        return f"{value / 60:.1f} min"
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def days(value: float) -> str:
+    if value > 3 * 365:
+        return f"{value / 365:,.1f} years"
+    return f"{value:,.1f} days" if value >= 2 else f"{value * 24:.1f} hours"
+
+
+def rows_of(one: Plan) -> list[tuple[str, str]]:
+    """The answers, one line each: what, and how much."""
+    job, machine, playback = one.job, one.hardware, one.playback
+    peak = ", ".join(
+        f"{kind} {show_size(nbytes)}"
+        for kind, nbytes in sorted(one.need.at_peak.items(), key=lambda item: -item[1])
+        if nbytes
+    )
+    fits = "yes" if one.fits else f"no: one sequence needs {show_size(one.smallest)} on a chip"
+    waits = {
+        "compute": playback.compute_seconds,
+        **{f"wait for {cause}": s for cause, s in playback.stall_seconds.items() if s},
+        "between steps": playback.bubble_seconds,
+    }
+    played = playback.step_seconds
+    split = ", ".join(f"{name} {s / played:.0%}" for name, s in waits.items() if s / played > 0.005)
+    cost, energy = one.cost_dollars, one.energy_kwh
+    enough = "enough" if one.tokens_resident >= one.break_even_tokens else "too few"
+    return [
+        ("parameters", count(one.parameters)),
+        ("a step", f"{job.sequences:,} x {job.model.block_size:,} tokens, {job.precision}, "
+                   f"recompute {'on' if one.recompute else 'off'}"),
+        ("on one chip", f"{one.passes} pass(es) of {one.sequences_per_pass} sequence(s)"),
+        ("chip memory", f"{show_size(one.need.nbytes)} of {show_size(machine.memory)} at the peak, "
+                        f"in {one.need.phase}: {peak}"),
+        ("external memory", f"{show_size(one.external_bytes)}: weights, gradients and AdamW's "
+                            "state in float32"),
+        ("fits", fits),
+        ("FLOPs per token", f"{one.flops_per_token:.4g}"),
+        ("step time", seconds(one.step_seconds) + (" (measured)" if one.measured else "")),
+        ("planned split", split),
+        ("tokens per second", f"{one.tokens_per_second:,.0f}"),
+        ("MFU", f"{one.mfu:.1%} of {machine.chips} x "
+                f"{machine.peak_of(job.precision) / 1e12:,.4g} TFLOP/s"),
+        ("whole run", f"{count(job.tokens)} tokens in {days(one.days)}"),
+        ("energy", "unknown" if energy is None else f"{energy:,.0f} kWh"),
+        ("cost", "unknown: give the hardware a price" if cost is None else f"${cost:,.0f}"),
+        ("streaming", f"{one.tokens_resident:,} tokens on a chip per pass, "
+                      f"{one.break_even_tokens:,.0f} hide the fetches in forward: {enough}"),
+        ("limited by", one.limited_by),
+    ]  # fmt: skip
+
+
+def report(preset: str, one: Plan) -> str:
+    machine = one.hardware
+    lines = [f"{preset} on {machine.chips} x {machine.name}"]
+    lines += [f"  {name:<19}{value}" for name, value in rows_of(one)]
+    lines += [f"  {warning}" for warning in warnings(one)]
+    guesses = [
+        f"{field} ({source.text})"
+        for field, source in machine.sources.items()
+        if not source.confirmed and field in ("achieved", "bandwidth", f"peak.{one.job.precision}")
+    ]
+    if guesses:
+        lines.append(f"  assumed             {'; '.join(guesses)}")
+    return "\n".join(lines)
+
+
+def warnings(one: Plan) -> list[str]:
+    if one.mfu > 1:
+        return [
+            f"impossible: {one.mfu:.0%} of the dense peak; a step of that batch takes at least "
+            f"{seconds(one.step_seconds * one.mfu)} on this hardware"
+        ]
+    return []
+
+
+def side_by_side(preset: str, plans: list[Plan]) -> str:
+    names = [f"{p.hardware.chips} x {p.hardware.name.split('x')[0]}" for p in plans]
+    cells = [
+        [seconds(p.step_seconds), f"{p.tokens_per_second:,.0f}", f"{p.mfu:.1%}", days(p.days),
+         "unknown" if p.cost_dollars is None else f"${p.cost_dollars:,.0f}",
+         show_size(p.need.nbytes), show_size(p.external_bytes), f"{p.tokens_resident:,}",
+         f"{p.break_even_tokens:,.0f}", "yes" if p.fits else "no", p.limited_by]
+        for p in plans
+    ]  # fmt: skip
+    titles = ["step", "tokens/s", "MFU", "whole run", "cost", "chip memory", "external memory",
+              "tokens resident", "tokens needed", "fits", "limited by"]  # fmt: skip
+    lines = [f"{preset:<17}" + "".join(f"{name:>18}" for name in names)]
+    for i, title in enumerate(titles):
+        lines.append(f"{title:<17}" + "".join(f"{cell[i]:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main, "gpt.plan")
