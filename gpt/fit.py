@@ -4,13 +4,23 @@ A rehearsal runs the real model through the real engine with the kernels switche
 is not an estimate: it is the account of the step that is going to happen.
 """
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 
 import tinygrad_edu as tg
-from tinygrad_edu.memory import Rehearsal, parse_size, show_size
+from tinygrad_edu.memory import (
+    Chip,
+    ChipMemoryError,
+    ExternalMemory,
+    ExternalMemoryError,
+    Rehearsal,
+    parse_size,
+    show_size,
+)
 
 from .config import TrainConfig
 from .errors import UserError
@@ -32,9 +42,9 @@ def rehearse(config: GPTConfig, batch_size: int, recompute: bool) -> Step:
     ids = (np.arange(batch_size * config.block_size) % config.vocab_size).reshape(shape)
     with Rehearsal() as chip:
         model = GPT(config, recompute=recompute)
-        loss = tg.Tensor(0.0)  # that of the micro-batch before
+        loss = tg.Tensor(0.0)  # that of the micro-batch before, which `train_step` still holds
         _, loss = model(ids, ids)
-        (loss * 1.0).backward()  # as `train_step` does
+        (loss * 1.0).backward()
     return Step(chip.peak_bytes, chip.timeline.totals()["compute"].flops)
 
 
@@ -50,6 +60,21 @@ def choose_recompute(config: TrainConfig, model: GPTConfig) -> bool:
         f"{model.block_size} tokens needs {as_flag(min_needed(config, model, wanted))} at once; "
         f"what would fit: {'; '.join(ways_out(config, model, budget, wanted))}"
     )
+
+
+@contextlib.contextmanager
+def device(config: TrainConfig, model: GPTConfig) -> Iterator[tuple[Chip | None, bool]]:
+    """The chip to train on, or None, and whether to recompute; a chip tells what it did."""
+    if config.chip is None:
+        yield None, config.recompute == "on"
+        return
+    recompute = choose_recompute(config, model)
+    try:
+        with Chip(config.chip, ExternalMemory(config.external)) as chip:
+            yield chip, recompute
+    except (ExternalMemoryError, ChipMemoryError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    print(chip.report())
 
 
 def min_needed(config: TrainConfig, model: GPTConfig, wanted: list[bool]) -> int:

@@ -92,7 +92,7 @@ def flops_per_token(parameters: float, layers: int, width: int, context: int) ->
 def recomputed_flops_per_token(layers: int, width: int, vocab: int, context: int) -> float:
     """96 L d^2 (1 + T / 6d + V / 16 L d): what a GPU executes when every layer is recomputed.
 
-    Layers run four times the forward pass, the output layer three times, since it is not recomputed.
+    A layer takes four times its forward pass, the output layer three times: it is not recomputed.
     Source: Narayanan et al. 2021, equation 3, per token.
     """
     counted(layers=layers, width=width, vocab=vocab, context=context)
@@ -210,7 +210,7 @@ def activation_bytes_per_layer(
     keep: "all" is T b d (34 + 5 a T / d); "fused" is T b 34 d, as a fused attention keeps no
     T x T matrix; "boundary" is T b 2 d, the layer's input alone, with full recompute. An engine
     that computes in float32 counts what it saves itself. Source: Korthikanti et al. 2022, equation
-    2 and table 2, without parallelism.
+    1 and table 2, without parallelism.
     """
     counted(context=context, sequences=sequences, width=width, heads=heads)
     if keep not in KEPT:

@@ -29,6 +29,7 @@ from .disk import write_atomically
 from .errors import UserError
 from .model import GPT, GPTConfig
 from .picture import draw_losses
+from .progress import Progress
 from .run_folder import Checkpoint, RunFolder
 from .sample import continue_text
 
@@ -105,16 +106,8 @@ def main(argv: list[str]) -> int:
         tokenizer_file=kept if found and kept.exists() else None,
     )
     shape = config.model(data.vocab_size)
-    if config.chip is None:
-        return train(config, shape, data, folder, found, recompute=config.recompute == "on")
-    recompute = fit.choose_recompute(config, shape)
-    try:
-        with tg.memory.Chip(config.chip, tg.memory.ExternalMemory(config.external)) as chip:
-            status = train(config, shape, data, folder, found, recompute, chip)
-    except (tg.memory.ExternalMemoryError, tg.memory.ChipMemoryError) as error:
-        raise UserError(" ".join(str(error).split())) from None
-    print(chip.report())
-    return status
+    with fit.device(config, shape) as (chip, recompute):
+        return train(config, shape, data, folder, found, recompute, chip)
 
 
 def train(
@@ -163,7 +156,8 @@ def train(
     bar = tqdm(total=config.steps, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True,
                mininterval=0.2 if sys.stderr.isatty() else 10)  # fmt: skip
     if chip is not None:
-        chip.watch = Progress(bar, fit.rehearse(shape, config.batch_size, recompute), config)
+        flops = fit.rehearse(shape, config.batch_size, recompute).flops
+        chip.watch = Progress(bar, flops * config.accumulate)
     with stop_requests() as stop, bar, watch:
         for step in range(start + 1, config.steps + 1):
             began = time.perf_counter()
@@ -219,23 +213,6 @@ def train(
     final = "" if val_loss is None else f"held-out loss {val_loss:.4f}; "
     print(f"{final}run folder: {out} (loss.png, metrics.jsonl, model.safetensors)")
     return 0
-
-
-class Progress:
-    """Shows how far a step on a chip has come, since such a step may take minutes."""
-
-    def __init__(self, bar: tqdm, step: fit.Step, config: TrainConfig) -> None:
-        self.bar, self.whole = bar, step.flops * config.accumulate
-        self.done, self.shown = 0, time.monotonic()
-
-    def __call__(self, op: str, flops: int) -> None:
-        if self.done == 0:  # a step begins
-            self.shown = time.monotonic()
-        self.done = 0 if op == "update" else self.done + flops
-        if time.monotonic() - self.shown > 1:
-            self.shown = time.monotonic()
-            percent = min(100, 100 * self.done // max(1, self.whole))
-            self.bar.set_postfix_str(f"{op} {percent} %" if self.done else "update")
 
 
 def culprit(error: tg.NonFiniteError, model: GPT, out: Path, step: int) -> str:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygrad_edu.memory.clock import LANES, Work, measured_rates, play, retime
+from tinygrad_edu.memory.clock import LANES, Work, play
 from tinygrad_edu.memory.hardware import Hardware, hardware
+from tinygrad_edu.memory.retime import measured_rates, retime
 from tinygrad_edu.memory.timeline import Timeline
 
 NAMES = "abcd"
@@ -275,6 +276,13 @@ def test_what_limits_a_step_is_what_shortens_it(lane):
         Work("a", "update", touched=big["update"]),
     ]
     assert play(works, unit(), norm_bytes=0).limited_by == lane
+
+
+def test_where_several_lanes_hold_a_step_back_the_busiest_is_named():
+    layers = [Work(str(i), "forward", 100, fetch=101) for i in range(50)]
+    assert play(layers, unit()).limited_by == "fetch"
+    layers = [work._replace(flops=102) for work in layers]
+    assert play(layers, unit()).limited_by == "compute"
 
 
 def test_more_chips_are_more_hops():

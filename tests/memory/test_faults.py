@@ -340,7 +340,7 @@ def checkpoint(run, step=6):
 
 def script(code, *arguments, **options):
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    options = {"capture_output": True, "text": True, "env": env, "timeout": 200} | options
+    options = {"capture_output": True, "text": True, "env": env, "timeout": 600} | options
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], **options)
 
 
@@ -377,7 +377,7 @@ def test_resident_and_streamed_runs_resume_each_other(text, tmp_path, path, resi
     assert checkpoint(run) == resident
 
 
-def test_damage_found_at_a_checkpoint_ends_the_run(text, tmp_path, path, monkeypatch):
+def test_damage_found_at_a_checkpoint_ends_the_run(text, tmp_path, path, monkeypatch, capsys):
     """Not a disk that is full for a while: the run must not go on with these numbers."""
     run, commit = tmp_path / "run", train_command.RunFolder.commit
 
@@ -391,6 +391,7 @@ def test_damage_found_at_a_checkpoint_ends_the_run(text, tmp_path, path, monkeyp
     monkeypatch.setattr(train_command.RunFolder, "commit", damaged)
     with pytest.raises(train_command.UserError, match=r"corrupted in the weight of transformer\."):
         main(text, run, TIGHT, f"--external={path}")
+    assert "going on" not in capsys.readouterr().err
     assert train_command.RunFolder(run).read().step == 2
 
 
@@ -503,5 +504,5 @@ def test_a_kill_and_a_resume_have_the_bits_of_an_uninterrupted_run(text, tmp_pat
 @needs_fork
 @pytest.mark.faults
 def test_a_kill_at_any_call_loses_nothing(text, tmp_path, resident):
-    share = np.linspace(0, 1, 200)
-    assert assert_kills_lose_nothing(text, tmp_path, resident, share) > 80
+    share = np.linspace(0, 1, 80)
+    assert assert_kills_lose_nothing(text, tmp_path, resident, share) > 30

@@ -85,7 +85,7 @@ def test_no_peak_is_a_sparse_figure():
 
 def test_peak_of_a_precision():
     assert hardware("a100").peak_of("bf16") == hardware("a100").peak_of("fp16") == 312e12
-    with pytest.raises(ValueError, match="cs2 has no peak for precision 'fp32'.*fp16") as caught:
+    with pytest.raises(ValueError, match=r"cs2 has no peak .*'fp32'.*fp16") as caught:
         hardware("cs2").peak_of("fp32")
     assert "\n" not in str(caught.value)
 
@@ -145,7 +145,7 @@ def test_impossible_numbers_are_one_clear_line(field, value):
     assert field in message and "\n" not in message
     given = next(iter(value.values())) if isinstance(value, dict) else value
     assert str(given) in message
-    assert "give " in message or "write " in message
+    assert ": give " in message
 
 
 @pytest.mark.parametrize(("field", "value"), [b for b in BAD if not isinstance(b[1], (str, dict))])
@@ -165,8 +165,11 @@ def test_boundaries_that_are_possible():
         dataclasses.replace(chip, peak={})
 
 
-@pytest.mark.parametrize(("name", "near"), [("cs4", "cs"), ("a10", "a100"), ("labtop", "laptop"),
-                                            ("this-machin", "this-machine"), ("h10x8", "h100")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("cs4", "cs"), ("a10", "a100"), ("labtop", "laptop"), ("h10x8", "h100"),
+     ("this-machin", "this-machine")],
+)  # fmt: skip
 def test_unknown_hardware_names_the_known_and_the_near(name, near):
     with pytest.raises(ValueError) as caught:
         hardware(name)
@@ -195,7 +198,7 @@ def measured(monkeypatch, tmp_path):
 
     def measure():
         calls.append(1)
-        return MEASURED | {"overhead": len(calls) * 1e-5}
+        return MEASURED | {"overhead": [0, 1e-5, 2e-5, 3e-5][len(calls)]}
 
     monkeypatch.setattr(calibrate, "measure", measure)
     monkeypatch.setenv("TINYGRAD_EDU_CACHE", str(tmp_path / "cache"))

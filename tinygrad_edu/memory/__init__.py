@@ -4,11 +4,13 @@
 it; `streamed` is a parameter that lives there; `residency` decides what is fetched and what leaves,
 from the `schedule` of the last time; `transfer` moves bytes; `file_update` is the optimizer's pass
 over a file; `timeline` records it all, and `report` tells it. `rehearsal` says beforehand what a
-step would need.
+step would need, `hardware` and `clock` how long it would take elsewhere, and `retime` what a run
+would have taken on a faster link.
 """
 
 from .chip import Chip, ChipMemoryError
 from .external import ExternalMemory, ExternalMemoryError
+from .hardware import Hardware
 from .rehearsal import Rehearsal
 from .sizes import parse_size, show_size
 from .timeline import Timeline
@@ -18,6 +20,7 @@ __all__ = [
     "ChipMemoryError",
     "ExternalMemory",
     "ExternalMemoryError",
+    "Hardware",
     "Rehearsal",
     "Timeline",
     "parse_size",

@@ -195,9 +195,9 @@ def wafer(name: str, pflops: tuple[float, str, bool], memory: tuple, inside: tup
         bandwidth=(150e9, "12 x 100 Gb Ethernet", True),
         latency=(1e-5, "assumed: a network hop", False),
         optimizer_bandwidth=(
-            1.05e12,
-            "assumed: MemoryX keeps pace with fp32 gradients at 150 GB/s, and AdamW moves 28 "
-            "bytes per 4 of gradient",
+            2.1e12,
+            "assumed: MemoryX keeps pace with 16-bit gradients at 150 GB/s, and AdamW moves 28 "
+            "bytes per 2 of gradient",
             False,
         ),
         watts=watts,
