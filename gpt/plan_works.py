@@ -17,6 +17,7 @@ import tinygrad_edu as tg
 from tinygrad_edu.kernels import blocks
 from tinygrad_edu.memory import Rehearsal
 from tinygrad_edu.memory.clock import Work
+from tinygrad_edu.memory.hardware import Hardware
 
 from .model import GPT, GPTConfig
 
@@ -38,28 +39,28 @@ class Need:
         return Need(int(self.nbytes * factor), at_peak, self.phase)
 
 
-def unit_for(memory: int | None, precision: str) -> int:
+def unit_for(hardware: Hardware, precision: str) -> int:
     """Bytes of float32 that are fetched at once, at most: a large chip takes whole matrices."""
-    return max(blocks.UNIT_BYTES, (memory or 0) * 4 // VALUE_BYTES[precision] // 64)
+    if hardware.shared_cores:  # this engine, as it is
+        return blocks.UNIT_BYTES
+    return max(blocks.UNIT_BYTES, hardware.memory * 4 // VALUE_BYTES[precision] // 64)
 
 
 def need(
-    config: GPTConfig, batch: int, recompute: bool, precision: str = "fp32",
-    memory: int | None = None,
-) -> Need:  # fmt: skip
-    """What `batch` sequences need at once on a chip of `memory` bytes (None: of any size)."""
-    found = needed(config, batch, recompute, unit_for(memory, precision))
+    config: GPTConfig, batch: int, recompute: bool, precision: str, hardware: Hardware
+) -> Need:
+    """What `batch` sequences need at once on a chip."""
+    found = needed(config, batch, recompute, unit_for(hardware, precision))
     return found.times(VALUE_BYTES[precision] / 4)
 
 
 def step_works(
-    config: GPTConfig, batch: int, recompute: bool, precision: str = "fp32",
-    memory: int | None = None,
-) -> list[Work]:  # fmt: skip
-    """The work of one pass of `batch` sequences, then that of the update."""
+    config: GPTConfig, batch: int, recompute: bool, precision: str, hardware: Hardware
+) -> list[Work]:
+    """The work of one pass of `batch` sequences on a chip, then that of the update."""
     factor = VALUE_BYTES[precision] / 4
-    room = None if memory is None else int(memory / factor)
-    works = rehearsed(config, batch, recompute, unit_for(memory, precision), room)
+    room = int(hardware.memory / factor)
+    works = rehearsed(config, batch, recompute, unit_for(hardware, precision), room)
     return [scaled(work, factor) for work in works]
 
 
@@ -89,15 +90,15 @@ def needed(config: GPTConfig, batch: int, recompute: bool, unit: int) -> Need:
 
 @functools.lru_cache(64)
 def rehearsed(
-    config: GPTConfig, batch: int, recompute: bool, unit: int, room: int | None
+    config: GPTConfig, batch: int, recompute: bool, unit: int, room: int
 ) -> tuple[Work, ...]:
     """In float32, on a chip of `room` bytes, or of just enough if that is too small."""
     whole = needed(config, batch, recompute, unit).nbytes
     if config.n_layer < DEEP:
-        return tuple(run(config, batch, recompute, unit, max(whole, room or 0))[1])
+        return tuple(run(config, batch, recompute, unit, max(whole, room))[1])
     three = dataclasses.replace(config, n_layer=3)
     layer = 4 * 13 * config.n_embd**2  # its weights, in float32, and some to fetch ahead
-    spare = layer if room is None else max(0, min(layer, room - whole))
+    spare = max(0, min(layer, room - whole))
     enough = needed(three, batch, recompute, unit).nbytes + spare
     return tuple(deepened(run(three, batch, recompute, unit, enough)[1], config.n_layer))
 

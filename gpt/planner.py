@@ -145,7 +145,7 @@ def plan(job: Job, hardware: Hardware) -> Plan:
             found = recompute, sequences
             break
     recompute, sequences = found or (choices[-1], 1)
-    about = (recompute, job.precision, hardware.memory)
+    about = (recompute, job.precision, hardware)
     works = step_works(job.model, sequences, *about)
     if job.resident:
         works = [work._replace(fetch=0, drain=0) for work in works]
@@ -153,7 +153,7 @@ def plan(job: Job, hardware: Hardware) -> Plan:
     playback, seconds = timed(works, passes, hardware, job)
     parameters = count_parameters(job.model)
     resident = parameters * STATE_BYTES if job.resident else 0
-    smallest = need(job.model, 1, choices[-1], job.precision, hardware.memory).nbytes + resident
+    smallest = need(job.model, 1, choices[-1], job.precision, hardware).nbytes + resident
     peak = need(job.model, sequences, *about)
     return Plan(
         job,
@@ -178,7 +178,7 @@ def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> i
         room -= count_parameters(job.model) * STATE_BYTES
 
     def fits(sequences: int) -> bool:
-        about = (sequences, recompute, job.precision, hardware.memory)
+        about = (sequences, recompute, job.precision, hardware)
         return need(job.model, *about).nbytes <= room
 
     if fits(share):
@@ -186,7 +186,7 @@ def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> i
     if not fits(1):
         return 0
     # what is needed grows evenly with the sequences: guess from two, then step back if it must be
-    about = (recompute, job.precision, hardware.memory)
+    about = (recompute, job.precision, hardware)
     one, two = (need(job.model, n, *about).nbytes for n in (1, 2))
     most = max(1, min(share - 1, 1 + int((room - one) // max(1, two - one))))
     while not fits(most):

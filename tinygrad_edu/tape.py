@@ -191,7 +191,7 @@ class Context:
         for tensor in tensors if self._recording else ():
             array = tensor._lockable()
             locks.lock(array)
-            self._saved.append(((tensor, False), array, tensor._version, tensor._version[0]))
+            self._saved.append(((tensor, None), array, tensor._version, tensor._version[0]))
 
     @property
     def saved_tensors(self) -> tuple[np.ndarray | None, ...]:
@@ -211,7 +211,9 @@ class Context:
                     "that tensor's .data was replaced since (by assignment or an optimizer step): "
                     "call backward() before changing it, or run forward again"
                 )
-            if by_rows:
+            if by_rows is None:
+                out.append(None)  # kept only to see whether it has changed
+            elif by_rows:
                 out.append(Rows(array) if leaf is None else leaf._rows())
             else:
                 out.append(array if leaf is None else leaf._read())
@@ -388,6 +390,7 @@ def walk(root: Context, slot: int, grad: np.ndarray) -> None:
             if not isinstance(target, Context):
                 for part in parts:
                     target._accumulate(part)
+                parts = part = None  # not one moment longer: it is on its way out
                 continue
             if target._saved is None:
                 raise RuntimeError(consumed_message(target._op))

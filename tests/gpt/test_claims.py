@@ -365,6 +365,8 @@ def test_a_claim_has_one_speed(speed, words):
 def test_half_a_shape_is_refused(missing):
     message = refusal(**CLAIM | {missing: None}, tokens_per_second=1)
     assert message == f"{missing} must be a whole number of at least 1, got None"
+    alone = {"parameters": 1e9, "peak": A100, missing: 12}
+    assert "must be a whole number of at least 1, got None" in refusal(**alone, tokens_per_second=1)
 
 
 @pytest.mark.parametrize("value, text", [
