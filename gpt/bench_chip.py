@@ -32,8 +32,9 @@ import tinygrad_edu as tg
 from tinygrad_edu.memory import Chip, ExternalMemory, parse_size, show_size
 
 from . import config as cli
+from . import scaling
 from .bench_peer import Peer, alternate, peak_rss, serve
-from .bench_step import PHASES, count_parameters, our_step
+from .bench_step import PHASES, our_step
 from .errors import UserError
 from .fit import as_flag, rehearse
 from .model import GPT, GPTConfig
@@ -179,7 +180,7 @@ def bench(
             pairs = zip(found["losses"], resident["losses"], strict=True)
             found["differ"] = [i for i, (a, b) in enumerate(pairs, 1) if a.hex() != b.hex()]
     return {
-        "preset": preset.preset, "parameters": count_parameters(config), "threads": threads,
+        "preset": preset.preset, "parameters": scaling.count_parameters(config), "threads": threads,
         "batch": preset.batch_size, "context": config.block_size, "dropout": config.dropout,
         "needed_bytes": needed, "external": external, "untimed": UNTIMED,
         "timed": repeats * blocks, "steps": rows, "failed": failed,

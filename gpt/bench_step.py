@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from . import config as cli
-from . import machine
+from . import machine, scaling
 from .bench_peer import Peer, alternate, peak_rss, serve
 from .bench_profile import profiled
 from .model import GPT, GPTConfig
@@ -91,11 +91,6 @@ def torch_step(model: GPT, compiled: bool, lr: float = 1e-3) -> Step:
     return step
 
 
-def flops_per_step(config: GPTConfig, parameters: int, tokens: int) -> float:
-    """6 N + 12 L C T per token: the products of forward and backward (Narayanan 2021)."""
-    return tokens * (6 * parameters + 12 * config.n_layer * config.n_embd * config.block_size)
-
-
 class Worker:
     """What a peer process does: builds its model at the first request, then takes steps."""
 
@@ -159,10 +154,10 @@ def bench(
     `recompute` is for ours only: PyTorch keeps all activations.
     """
     config = preset.model(preset.vocab_size or 256)
-    parameters = count_parameters(config)
+    parameters = scaling.count_parameters(config)
     tokens = preset.batch_size * config.block_size
     flops, peak = (
-        flops_per_step(config, parameters, tokens),
+        scaling.flops_per_step(config, parameters, tokens),
         machine.fma_peak(threads, rounds=rounds),
     )
     failed: dict[str, str] = {}
@@ -211,13 +206,6 @@ def bench(
         },
         "profile": profile, "failed": failed,
     }  # fmt: skip
-
-
-def count_parameters(c: GPTConfig) -> int:
-    """Numbers in the model: embeddings (the output layer is tied), blocks and the last norm."""
-    w, bias = c.n_embd, int(c.bias)
-    block = 12 * w * w + 2 * w + bias * (2 * w + 9 * w)
-    return (c.vocab_size + c.block_size) * w + c.n_layer * block + w + bias * w
 
 
 def report(found: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from tinygrad_edu.memory import parse_size, show_size
 from tinygrad_edu.memory.hardware import Hardware, hardware
 
 from . import config as cli
+from .claims import Claim, Judgement, judge
 from .errors import UserError
 from .planner import Job, Plan, plan
 
@@ -188,7 +189,8 @@ def report(preset: str, one: Plan) -> str:
     machine = one.hardware
     lines = [f"{preset} on {machine.chips} x {machine.name}"]
     lines += [f"  {name:<19}{value}" for name, value in rows_of(one)]
-    lines += [f"  {warning}" for warning in warnings(one)]
+    if (objection := judged(one).impossible) is not None:
+        lines.append(f"  {objection}")
     guesses = [
         f"{field} ({source.text})"
         for field, source in machine.sources.items()
@@ -199,13 +201,22 @@ def report(preset: str, one: Plan) -> str:
     return "\n".join(lines)
 
 
-def warnings(one: Plan) -> list[str]:
-    if one.mfu > 1:
-        return [
-            f"impossible: {one.mfu:.0%} of the dense peak; a step of that batch takes at least "
-            f"{seconds(one.step_seconds * one.mfu)} on this hardware"
-        ]
-    return []
+def judged(one: Plan) -> Judgement:
+    """The step time, planned or measured, as a claim."""
+    job, machine = one.job, one.hardware
+    return judge(
+        Claim(
+            parameters=one.parameters,
+            peak=machine.peak_of(job.precision),
+            chips=machine.chips,
+            layers=job.model.n_layer,
+            width=job.model.n_embd,
+            context=job.model.block_size,
+            step_seconds=one.step_seconds,
+            tokens_per_step=job.tokens_per_step,
+            recompute=one.recompute,
+        )
+    )
 
 
 def side_by_side(preset: str, plans: list[Plan]) -> str:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from tinygrad_edu.memory.clock import Playback, Work, play
 from tinygrad_edu.memory.hardware import Hardware
 
-from .bench_step import count_parameters, flops_per_step
+from . import scaling
 from .model import GPTConfig
 from .plan_works import VALUE_BYTES, Need, need, step_works
 
-STATE_BYTES = 16  # per parameter beside the chip: weight, gradient and AdamW's two, in float32
 PLAYED = 2  # passes that are played; further ones take as long as the last of these
 
 
@@ -57,34 +56,35 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.job.tokens_per_step / self.step_seconds
-
-    @property
-    def peak_flops(self) -> float:
-        return self.hardware.peak_of(self.job.precision) * self.hardware.chips
+        return scaling.tokens_per_second(self.job.tokens_per_step, self.step_seconds)
 
     @property
     def mfu(self) -> float:
         """Of the dense peak; operations of a recompute do not count."""
-        return self.tokens_per_second * self.flops_per_token / self.peak_flops
+        peak = self.hardware.peak_of(self.job.precision)
+        work = self.flops_per_token
+        return scaling.mfu(self.tokens_per_second, work, peak, self.hardware.chips)
 
     @property
     def days(self) -> float:
-        return self.job.tokens / self.tokens_per_second / 86400
+        return scaling.days(self.job.tokens, self.tokens_per_second)
 
     @property
     def cost_dollars(self) -> float | None:
         rate = self.hardware.dollars_per_hour
-        return None if rate is None else self.days * 24 * rate * self.hardware.chips
+        return None if rate is None else scaling.dollars(self.days, rate, self.hardware.chips)
 
     @property
     def energy_kwh(self) -> float | None:
         watts = self.hardware.watts
-        return None if watts is None else self.days * 24 * watts / 1000 * self.hardware.chips
+        if watts is None:
+            return None
+        return scaling.kilowatt_hours(self.days, watts, self.hardware.chips)
 
     @property
     def external_bytes(self) -> int:
-        return self.parameters * STATE_BYTES
+        """Weights, gradients and AdamW's state in float32, beside the chip."""
+        return scaling.adamw_bytes(self.parameters).live
 
     @property
     def tokens_resident(self) -> int:
@@ -96,7 +96,7 @@ class Plan:
         """Tokens per chip and pass from which fetching hides behind the forward pass."""
         value = VALUE_BYTES[self.job.precision]
         rate = self.hardware.peak_of(self.job.precision) * self.hardware.achieved
-        return value * rate / (2 * self.hardware.bandwidth)
+        return scaling.break_even_tokens(value, rate, self.hardware.bandwidth)
 
     @property
     def limited_by(self) -> str:
@@ -131,6 +131,8 @@ class Plan:
             "fits": self.fits,
             "smallest_chip_bytes": self.smallest,
             "limited_by": self.limited_by,
+            "measured": self.measured,
+            "impossible": self.mfu > 1,
         }
 
 
@@ -151,15 +153,15 @@ def plan(job: Job, hardware: Hardware) -> Plan:
         works = [work._replace(fetch=0, drain=0) for work in works]
     passes = math.ceil(share / sequences)
     playback, seconds = timed(works, passes, hardware, job)
-    parameters = count_parameters(job.model)
-    resident = parameters * STATE_BYTES if job.resident else 0
+    parameters = scaling.count_parameters(job.model)
+    resident = scaling.adamw_bytes(parameters).live if job.resident else 0
     smallest = need(job.model, 1, choices[-1], job.precision, hardware).nbytes + resident
     peak = need(job.model, sequences, *about)
     return Plan(
         job,
         hardware,
         parameters,
-        flops_per_step(job.model, parameters, 1),
+        scaling.flops_per_step(job.model, parameters, 1),
         recompute,
         sequences,
         passes,
@@ -175,7 +177,7 @@ def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> i
     """How many sequences one chip can take at once, of `share`; 0 if not even one."""
     room = hardware.memory
     if job.resident:
-        room -= count_parameters(job.model) * STATE_BYTES
+        room -= scaling.adamw_bytes(scaling.count_parameters(job.model)).live
 
     def fits(sequences: int) -> bool:
         about = (sequences, recompute, job.precision, hardware)
@@ -198,7 +200,7 @@ def timed(step: list[Work], passes: int, hardware: Hardware, job: Job) -> tuple[
     """The step of `passes` passes: played, or from the first few where there are many."""
     ops = [w for w in step if w.phase != "update"]
     updates = [w for w in step if w.phase == "update"]
-    norm_bytes = 4 * count_parameters(job.model)
+    norm_bytes = 4 * scaling.count_parameters(job.model)
 
     def played(count: int) -> Playback:
         works: list[Work] = ops * count + updates

@@ -65,6 +65,18 @@ def parameters(
     return int(layers * layer + last_norm + tables * width)
 
 
+def count_parameters(config: Any) -> int:
+    """Those of a GPTConfig, whose output layer is tied."""
+    c = config
+    return parameters(c.n_layer, c.n_embd, c.vocab_size, c.block_size, bias=c.bias)
+
+
+def flops_per_step(config: Any, parameters: float, tokens: float) -> float:
+    """The products of forward and backward of `tokens` tokens, without a recompute."""
+    c = config
+    return tokens * flops_per_token(parameters, c.n_layer, c.n_embd, c.block_size)
+
+
 def weight_flops_per_token(parameters: float) -> float:
     """6 N: each weight multiplies and adds once forward, twice backward (Kaplan et al. 2020)."""
     positive(parameters=parameters)

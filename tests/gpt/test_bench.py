@@ -16,6 +16,7 @@ from gpt import (
     bench_matmul,
     bench_peer,
     bench_step,
+    scaling,
 )
 from gpt.bench_profile import profiled
 from gpt.errors import UserError
@@ -150,7 +151,7 @@ def test_the_profile_leaves_the_ops_as_they_were():
 @pytest.mark.parametrize("bias", [False, True])
 def test_parameters_are_counted_without_building_the_model(bias):
     config = GPTConfig(11, 8, 2, 2, 16, bias=bias)
-    assert bench_step.count_parameters(config) == sum(p.size for p in GPT(config).parameters())
+    assert scaling.count_parameters(config) == sum(p.size for p in GPT(config).parameters())
 
 
 def test_compile_reports_both_caches(capsys, monkeypatch):

@@ -1,0 +1,147 @@
+"""`python -m gpt.plan`: what it answers, how fast, and what it says to nonsense."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gpt import plan as command
+from gpt import plan_verify, plan_works
+from gpt.config import load_preset
+from gpt.errors import UserError
+from gpt.model import GPTConfig
+from gpt.planner import Job, plan
+from tinygrad_edu.memory.hardware import hardware
+
+KEYS = """parameters flops_per_token step_seconds tokens_per_second mfu days cost_dollars
+peak_chip_bytes external_bytes break_even_tokens fits limited_by""".split()
+CS2 = hardware("cs2")
+SMALL = GPTConfig(50, 16, 2, 2, 32)
+
+
+def job(model=SMALL, sequences=4, **more):
+    return Job(model, sequences, 1e6, "bf16", **more)
+
+
+def answer(capsys, *argv):
+    assert command.main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json_has_what_machines_ask_for(capsys):
+    found = answer(capsys, "111m", "--hardware", "cs2")
+    assert set(KEYS) <= set(found)
+    assert found["fits"] and found["parameters"] > 111e6 and 0 < found["mfu"] < 1
+
+
+def test_the_largest_model_is_answered_by_the_command_itself():
+    argv = "175b --hardware cs2 --chips 64 --tokens 300e9"
+    run = subprocess.run(
+        [sys.executable, "-m", "gpt.plan", *argv.split()], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    for line in ("parameters         175 billion", "fits", "limited by", "MFU", "whole run"):
+        assert line in run.stdout
+
+
+def test_a_deep_model_is_put_together_from_three_of_its_layers(monkeypatch):
+    config, unit = GPTConfig(500, 32, 7, 2, 64), 1 << 16
+    whole = plan_works.needed(config, 2, True, unit)
+    works = plan_works.rehearsed(config, 2, True, unit, whole.nbytes)
+    monkeypatch.setattr(plan_works, "DEEP", 3)
+    plan_works.needed.cache_clear()
+    plan_works.rehearsed.cache_clear()
+    assert plan_works.needed(config, 2, True, unit) == whole
+    deep = plan_works.rehearsed(config, 2, True, unit, whole.nbytes)
+    for what in ("flops", "touched", "drain"):
+        assert sum(getattr(w, what) for w in deep) == sum(getattr(w, what) for w in works)
+    assert {w.name for w in deep if w.phase == "update"} == {
+        w.name for w in works if w.phase == "update"
+    }
+    plan_works.needed.cache_clear()
+    plan_works.rehearsed.cache_clear()
+
+
+def test_less_memory_means_more_passes_and_then_no_fit():
+    ample = plan(job(sequences=8, recompute=False), CS2)
+    assert (ample.passes, ample.sequences_per_pass, ample.fits) == (1, 8, True)
+    tight = plan(job(sequences=8, recompute=False), CS2.but(memory=ample.need.nbytes // 2))
+    assert tight.passes > 1 and tight.fits
+    assert tight.need.nbytes <= ample.need.nbytes // 2
+    none = plan(job(sequences=8, recompute=False), CS2.but(memory=1000))
+    assert not none.fits and none.limited_by == "memory" and none.smallest > 1000
+
+
+def test_recompute_is_chosen_only_where_it_must():
+    config = GPTConfig(50, 64, 6, 2, 32)
+    free = plan(job(config, 4), CS2)
+    assert not free.recompute
+    kept = plan_works.need(config, 1, False, "bf16", CS2).nbytes
+    again = plan_works.need(config, 1, True, "bf16", CS2).nbytes
+    assert again < kept
+    assert plan(job(config, 4), CS2.but(memory=again)).recompute
+
+
+def test_more_bandwidth_never_makes_a_step_longer():
+    times = [plan(job(), CS2.but(bandwidth=b)).step_seconds for b in (1e6, 1e8, 1e10, 1e12)]
+    assert times == sorted(times, reverse=True)
+
+
+def test_a_measured_step_gives_what_was_achieved(capsys):
+    given = ["gpt2-124m", "--hardware", "a100", "--chips", "8", "--batch-size", "512"]
+    found = answer(capsys, *given, "--step-seconds", "0.3")
+    assert found["measured"] and found["step_seconds"] == 0.3
+    assert found["mfu"] == pytest.approx(0.602, abs=0.001) and not found["impossible"]
+    assert command.main([*given, "--step-seconds", "0.1"]) == 0
+    assert "impossible: MFU would be 180" in capsys.readouterr().out
+
+
+def test_side_by_side(capsys):
+    assert command.main(["1.3b", "--compare", "cs2,a100x16,laptop"]) == 0
+    out = capsys.readouterr().out
+    assert "1 x cs2" in out and "16 x a100" in out and "tokens needed" in out
+
+
+def test_a_trace_and_a_picture(tmp_path, capsys):
+    trace, picture = tmp_path / "step.json", tmp_path / "plan.svg"
+    argv = ["nanogpt-cpu", "--hardware", "laptop"]
+    assert command.main([*argv, "--trace", str(trace), "--picture", str(picture)]) == 0
+    names = {e["args"]["name"] for e in json.loads(trace.read_text())["traceEvents"]
+             if e["name"] == "thread_name"}  # fmt: skip
+    assert {"fetch", "compute", "drain", "update"} <= names
+    assert picture.read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("foo", "unknown preset 'foo'"),
+        ("1.3b --hardware cs9", "unknown hardware 'cs9' (did you mean cs"),
+        ("1.3b --hardware cs2 --bandwidth 0", "bandwidth must be above 0"),
+        ("1.3b --hardware cs2 --chips -3", "chips must be a whole number"),
+        ("1.3b --compare cs2,a100x-3", "chips must be a whole number"),
+        ("1.3b --hardware cs2 --tokens -1", "--tokens must be a number above 0"),
+        ("1.3b --hardware cs2 --step-seconds nan", "--step-seconds must be a number above 0"),
+        ("1.3b --hardware laptop --precision bf16", "no peak for precision 'bf16'"),
+        ("1.3b --hardware cs2 --chip-memory lots", "--chip-memory 'lots' is not a size"),
+    ],
+)
+def test_nonsense_is_one_line(argv, says):
+    with pytest.raises(UserError) as error:
+        command.main(argv.split())
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_verifying_compares_plans_with_real_steps():
+    import dataclasses
+
+    preset = load_preset("nanogpt-cpu")
+    tiny = dataclasses.replace(
+        preset, n_layer=2, n_embd=16, n_head=2, block_size=16, batch_size=2, vocab_size=30
+    )
+    machine = hardware("laptop")
+    rows = plan_verify.verify(tiny, machine, rounds=1)
+    assert [row.budget is None for row in rows] == [True, False, False, False] * 2
+    assert all(abs(row.bytes_off) <= plan_verify.MEMORY for row in rows)
+    assert "resident" in plan_verify.line(rows[0])
