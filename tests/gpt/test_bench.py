@@ -28,7 +28,7 @@ ONCE = ["--threads=1", "--repeats=1", "--blocks=1"]
 @pytest.fixture(autouse=True)
 def settings_restored():
     yield
-    tg.set_matmul_backend("numpy")
+    tg.set_matmul_backend("numba")
     tg.set_num_threads(os.cpu_count())
 
 

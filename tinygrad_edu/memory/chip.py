@@ -30,7 +30,7 @@ from .residency import UPDATE, Residency
 from .sizes import parse_size
 from .streamed import StreamedStorage
 from .timeline import Timeline
-from .transfer import Job, Mover
+from .transfer import Job, Mover, afresh
 
 LEAVING = 1 << 20  # bytes of gradients that may be on their way out beside the latest one
 
@@ -132,7 +132,7 @@ class Chip:
                 "inside `with chip:`; .data and state_dict() of a memory in RAM still work"
             )
         if self.failure is not None:
-            raise self.failure
+            raise afresh(self.failure)
 
     def _new_storage(self, shape: tuple[int, ...], dtype: np.dtype) -> StreamedStorage:
         storage = self.storage_type(self, shape, dtype)

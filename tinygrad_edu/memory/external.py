@@ -32,6 +32,7 @@ import numpy as np
 
 from .budget import mapped_block
 from .sizes import parse_size, show_size
+from .transfer import afresh
 
 PAGE = 4096
 GRID = 1 << 20  # bytes per checksum
@@ -126,7 +127,7 @@ class Blob:
                     f"{self.memory.path} is corrupted in the {self.what}, near byte {offset + at}: "
                     "the medium or another program changed it; resume from the last checkpoint",
                 )
-                raise self.memory.failure
+                raise afresh(self.memory.failure)
 
 
 def checksum(data: np.ndarray) -> int:
@@ -407,7 +408,7 @@ class ExternalMemory:
                 f"{self.path} {what}: {error.strerror or error}; what it holds is scratch: make "
                 "room or repair the medium, then resume from the last checkpoint",
             )
-            raise self.failure from None
+            raise afresh(self.failure) from None
 
 
 class _Named:

@@ -5,6 +5,7 @@ needs the result. Every wait has a way out: the job is done, the job failed (its
 where it is waited for), or the thread that should have done it is dead.
 """
 
+import copy
 import queue
 import threading
 import time
@@ -12,6 +13,15 @@ from collections.abc import Callable
 
 POLL = 0.2  # seconds between looks at whether the other thread is still alive
 FAREWELL = 10.0  # seconds that a thread gets to finish when the chip closes
+
+
+def afresh(error: BaseException) -> BaseException:
+    """The same error, to be raised again: one that is kept must not keep a traceback.
+
+    That holds frames, and they tensors, whose arrays lead back here through memory that the garbage
+    collector cannot look into.
+    """
+    return copy.copy(error).with_traceback(None)
 
 
 class Job:
@@ -34,8 +44,8 @@ class Job:
         try:
             self.move()
         except BaseException as error:  # whoever waits for the job raises it
-            self.error = error
-            self.mover.failure = self.mover.failure or error
+            self.error = error.with_traceback(None)
+            self.mover.failure = self.mover.failure or self.error
         finally:
             self.move = None  # what it held dies before anybody can see the job done
             self.done.set()
@@ -55,7 +65,7 @@ class Job:
                     "resume from the last checkpoint"
                 )
         if self.error is not None:
-            raise self.error
+            raise afresh(self.error)
         if (rest := self.ready_at - time.perf_counter()) > 0:
             time.sleep(rest)
 
