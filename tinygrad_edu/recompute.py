@@ -120,5 +120,5 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     if not tape.state.grad_enabled:
         return f(*inputs)
     # `f` may use parameters that are not among its inputs, so the tape must record in any case.
-    trigger = Tensor(0.0, requires_grad=True)
+    trigger = constant(np.zeros((), np.float32), True)
     return apply(Checkpoint, trigger, f, [isinstance(x, Tensor) for x in inputs], *inputs)
