@@ -6,12 +6,12 @@ that must be read or written once, or the operations of its products.
 """
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from tinygrad_edu.memory.calibrate import median_seconds
 
 from . import machine
 
@@ -132,17 +132,6 @@ def bench(
                 "of_limit": rate / seconds / limit,
             })  # fmt: skip
     return found
-
-
-def median_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """The median of `repeats` calls after one that warms up."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def report(found: dict[str, Any]) -> None:
