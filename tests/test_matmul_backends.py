@@ -8,9 +8,9 @@ from gpt import GPT, GPTConfig
 
 
 @pytest.fixture(autouse=True)
-def back_to_numpy():
+def back_to_the_default():
     yield
-    tg.set_matmul_backend("numpy")
+    tg.set_matmul_backend("numba")
     tg.set_num_threads(2)
 
 
@@ -29,6 +29,7 @@ def losses(steps=3):
 
 
 def test_numba_trains_like_numpy():
+    tg.set_matmul_backend("numpy")
     expected = losses()
     tg.set_matmul_backend("numba")
     np.testing.assert_allclose(losses(), expected, rtol=1e-4)
