@@ -167,7 +167,7 @@ class Residency:
     @property
     def idle_room(self) -> int:
         """Bytes that copies nobody uses at the moment may take."""
-        return max(self.budget.spare, 2 * AHEAD)
+        return max(self.budget.spare, min(2 * AHEAD, self.budget.limit // 4))
 
     # Inside.
 
