@@ -152,7 +152,7 @@ class Budget:
         Fresh memory from the operating system costs a page fault per page, which is more than
         fetching a weight from RAM.
         """
-        return self.limit - self.footprint - self.peak_by_kind["weights"]
+        return self.limit - self.footprint - self.held["weights"]
 
     def take_high(self) -> int:
         """The most that was needed since this was last asked."""
