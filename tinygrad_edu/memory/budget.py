@@ -38,7 +38,7 @@ class Budget:
         self.peak = 0  # the most that was ever needed
         self.peak_by_kind = dict.fromkeys(KINDS, 0)  # the most of each kind, each at its own time
         self.at_peak = dict.fromkeys(NEEDED, 0)  # how the peak was made up
-        self.footprint = 0  # bytes of blocks that serve all arrays of a step without a new one
+        self.footprint = 0  # bytes of mapped blocks that serve all of a step without a new one
         self._in_use: Counter[int] = Counter()  # arrays by block size, now and at most
         self._most: Counter[int] = Counter()
         self.mapped = 0  # bytes ever asked from the system: hardly grows in a steady state
@@ -66,7 +66,7 @@ class Budget:
         self._in_use[size] += 1
         if self._in_use[size] > self._most[size]:
             self._most[size] += 1
-            self.footprint += size
+            self.footprint += size if size >= MAPPED else 0
         return np.ndarray(shape, dtype, buffer=held)
 
     def give_back(self, held: Any) -> None:
