@@ -72,6 +72,7 @@ def scaled(work: Work, factor: float) -> Work:
         touched=int(work.touched * factor),
         fetch=int(work.fetch * factor),
         drain=int(work.drain * factor),
+        fresh=int(work.fresh * factor),
     )
 
 

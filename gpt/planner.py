@@ -150,7 +150,7 @@ def plan(job: Job, hardware: Hardware) -> Plan:
     about = (recompute, job.precision, hardware)
     works = step_works(job.model, sequences, *about)
     if job.resident:
-        works = [work._replace(fetch=0, drain=0) for work in works]
+        works = [work._replace(fetch=0, drain=0, transfers=0, fresh=0) for work in works]
     passes = math.ceil(share / sequences)
     playback, seconds = timed(works, passes, hardware, job)
     parameters = scaling.count_parameters(job.model)

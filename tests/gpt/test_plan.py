@@ -141,7 +141,7 @@ def test_verifying_compares_plans_with_real_steps():
         preset, n_layer=2, n_embd=16, n_head=2, block_size=16, batch_size=2, vocab_size=30
     )
     machine = hardware("laptop")
-    rows = plan_verify.verify(tiny, machine, rounds=1)
+    rows = list(plan_verify.verify(tiny, machine, rounds=1))
     assert [row.budget is None for row in rows] == [True, False, False, False] * 2
     assert all(abs(row.bytes_off) <= plan_verify.MEMORY for row in rows)
     assert "resident" in plan_verify.line(rows[0])

@@ -25,10 +25,10 @@ def unit(latency=0, **changes):
     return Hardware(**(fields | changes))
 
 
-ops = st.builds(
-    Work, st.sampled_from([*NAMES, "other"]), st.sampled_from(["forward", "backward"]), amounts,
+ops = st.tuples(
+    st.sampled_from([*NAMES, "other"]), st.sampled_from(["forward", "backward"]), amounts,
     amounts, st.one_of(st.just(0), amounts), st.one_of(st.just(0), amounts),
-)  # fmt: skip
+).map(lambda drawn: Work(*drawn))  # fmt: skip
 updates = st.tuples(st.sampled_from(NAMES), amounts).map(
     lambda drawn: Work(drawn[0], "update", touched=drawn[1])
 )
@@ -301,6 +301,20 @@ def test_rates_divide_what_they_should():
     assert play(work, chip.but(memory_bandwidth=None), "bf16").step_ns == 1000 + 3
     with pytest.raises(ValueError, match="fp32"):
         play(work, chip)
+
+
+def test_every_op_every_transfer_and_fresh_memory_cost_their_share():
+    chip = unit().but(overhead=3e-9, transfer_overhead=20e-9, mapping_bandwidth=1e9)
+    plain = Work("a", "forward", flops=1000)
+    alone = play([plain], chip).step_ns
+    assert play([plain._replace(ops=5)], chip).step_ns == alone + 4 * 3
+    assert play([plain._replace(transfers=2)], chip).step_ns == alone + 2 * 20
+    assert play([plain._replace(fresh=500)], chip).step_ns == alone + 500
+    assert play([plain._replace(fresh=500)], chip.but(mapping_bandwidth=None)).step_ns == alone
+    update = Work("a", "update", touched=100, transfers=1)
+    cores = chip.but(shared_cores=True)
+    extra = play([plain, update], cores, clip=False).step_ns - alone
+    assert extra == 100 + 3 + 20
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from tinygrad_edu.memory.hardware import (
 NAMES = ["cs1", "cs2", "cs3", "a100", "h100", "h200", "laptop"]
 MEASURED = {
     "peak": 2e11, "achieved": 0.8, "memory_bandwidth": 2e10, "bandwidth": 1e10,
-    "optimizer_bandwidth": 1.5e10, "overhead": 1e-5,
+    "optimizer_bandwidth": 1.5e10, "overhead": 1e-5, "transfer_overhead": 4e-5,
+    "mapping_bandwidth": 3e9,
 }  # fmt: skip
 
 
@@ -133,7 +134,8 @@ BAD = [
     ("optimizer_bandwidth", float("inf")), ("chips", 0), ("chips", -3), ("chips", 1.5),
     ("chips", True), ("chips", "many"), ("achieved", 0), ("achieved", 1.01), ("achieved", -0.1),
     ("achieved", float("nan")), ("memory", 0), ("memory", 0.5), ("latency", -1e-9), ("watts", -1),
-    ("dollars_per_hour", float("nan")), ("overhead", -1), ("peak", 0), ("peak", {"bf16": -1}),
+    ("dollars_per_hour", float("nan")), ("overhead", -1), ("transfer_overhead", -1e-9),
+    ("mapping_bandwidth", 0), ("peak", 0), ("peak", {"bf16": -1}),
 ]  # fmt: skip
 
 
@@ -292,7 +294,8 @@ def test_what_is_measured_makes_sense(monkeypatch):
     assert found.keys() == MEASURED.keys() == set(calibrate.MEASURED)
     assert 0 < found["achieved"] <= 1
     assert 1e8 < found["peak"] < 1e14
-    for name in ("memory_bandwidth", "bandwidth", "optimizer_bandwidth"):
+    for name in ("memory_bandwidth", "bandwidth", "optimizer_bandwidth", "mapping_bandwidth"):
         assert 1e7 < found[name] < 1e13, name
     assert 1e-7 < found["overhead"] < 1e-2
+    assert 0 <= found["transfer_overhead"] < 1e-2
     assert calibrate.as_hardware(found).peak_of("fp32") == found["peak"]

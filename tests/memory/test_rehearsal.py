@@ -15,8 +15,9 @@ from gpt import GPT, GPTConfig
 from tinygrad_edu import functional as F
 from tinygrad_edu import nn
 from tinygrad_edu.kernels import blocks
+from tinygrad_edu.kernels.attention import QUERIES
 from tinygrad_edu.memory import Chip, ChipMemoryError, Rehearsal
-from tinygrad_edu.memory.flops import op_flops
+from tinygrad_edu.memory.flops import op_bytes, op_flops, whole_blocks
 
 ROOT = Path(__file__).parents[2]
 UNIT = 8192
@@ -209,6 +210,75 @@ def test_flops_of_an_op(op, shapes, forward):
     assert op_flops(op, "forward", shapes) == forward
     times = {"Attention": 2.5}.get(op, 2)
     assert op_flops(op, "backward", shapes) == times * forward
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "values"),
+    [
+        ("Linear", ((5, 7, 3), (4, 3), None), 35 * 3 + 4 * 3 + 35 * 4),
+        ("Matmul", ((5, 3), (3, 4)), 15 + 12 + 20),
+        ("Matmul", ((0, 0), (0, 4)), 0),
+        ("Attention", ((2, 3, 8, 4), (2, 3, 9, 4), (2, 3, 9, 5), None), 6 * (32 + 36 + 45 + 40)),
+        ("LinearCrossEntropy", ((6, 3), (9, 3), (6,)), 18 + 27 + 2 * 54),
+    ],
+)
+def test_products_read_their_operands_and_write_their_result(op, shapes, values):
+    assert op_bytes(op, "forward", shapes) == 4 * values
+    assert op_bytes(op, "backward", shapes) == 8 * values
+
+
+def test_attention_computes_whole_blocks_of_queries():
+    def shapes(t, s):
+        return (1, 1, t, 4), (1, 1, s, 4), (1, 1, s, 4)
+
+    q = QUERIES
+    assert whole_blocks(shapes(q, q)) == 2.0  # one block: nothing is left out
+    assert whole_blocks(shapes(2 * q, 2 * q)) == 2 * (q * q + q * 2 * q) / (2 * q) ** 2
+    assert whole_blocks(shapes(1, 1)) == 2 * q  # one query costs as much as a block
+    assert whole_blocks(shapes(q, 3 * q)) == 2.0
+    assert 1 < whole_blocks(shapes(100 * q, 100 * q)) < 1.02
+    assert whole_blocks(shapes(0, 0)) == 1.0
+
+
+def test_works_count_ops_transfers_and_the_memory_that_is_mapped():
+    config = GPTConfig(64, 32, 4, 2, 64)
+    ids = np.arange(64).reshape(2, 32) % 64
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        _, loss = model(ids, ids)
+        (loss * 1.0).backward()
+        optimizer.step()
+
+    def run(chip):
+        seen = []
+        with chip:
+            model = GPT(config)
+            optimizer = tg.optim.AdamW(model.parameters())
+            for _ in range(3):
+                before = chip.budget.mapped
+                step(model, optimizer)
+                seen.append(chip.budget.mapped - before)
+        return seen[-1], len(list(model.parameters()))
+
+    ample = Rehearsal()
+    _, parameters = run(ample)
+    least = ample.peak_bytes
+    ops = [work for work in ample.works if work.phase != "update"]
+    computed = [e for e in ample.timeline.events if e.lane == "compute"]
+    assert sum(work.ops for work in ops) == len(computed)
+    updates = [work for work in ample.works if work.phase == "update"]
+    assert [work.transfers for work in updates] == [1] * 3 * parameters
+    lent_and_drained = sum(work.transfers for work in ops) / 3
+    assert lent_and_drained >= 2 * parameters  # once lent, once drained; more for pieces
+
+    scarce = Rehearsal(least)
+    mapped, _ = run(scarce)
+    third = len(scarce.works) * 2 // 3
+    assert sum(work.fresh for work in scarce.works[third:]) == mapped
+    assert mapped > 0
+    real, _ = run(tg.memory.Chip(least))
+    assert mapped / 2 < real < 2 * mapped  # on a chip gradients leave when the link is free
 
 
 def test_nothing_is_drawn_and_nothing_moves():

@@ -1,10 +1,11 @@
 """What this machine reaches, measured with the engine's own kernels in a few seconds.
 
-Five numbers that the virtual clock divides by: how fast products of a GPT's shapes are, how fast a
+The numbers that the virtual clock divides by: how fast products of a GPT's shapes are, how fast a
 fused element-wise kernel crosses memory, how fast a second thread copies blocks as the chip's
-reader does, how fast AdamW passes over its arrays, and what an op costs when it computes next to
-nothing. All are medians. They are kept on disk under the CPU's name, the number of threads and the
-versions of NumPy and Numba; a damaged file is measured anew.
+reader does, how fast AdamW passes over its arrays, how fast the operating system gives memory, and
+what an op and a transfer cost when they compute and move next to nothing. All are medians. They are
+kept on disk under the CPU's name, the number of threads and the versions of NumPy and Numba; a
+damaged file is measured anew.
 
 The peak is the best rate that any product reached, not that of the FMA units, so a fraction of it
 says how much worse other products are. Give `peak=` to have it otherwise.
@@ -27,13 +28,16 @@ from typing import Any
 
 import numpy as np
 
-from .. import functional
+from .. import functional, nn, optim
 from ..kernels import elementwise, launch, update
 from ..kernels.matmul import numba_backend
 from ..tensor import Tensor
+from .budget import LARGE, mapped_block
+from .chip import Chip
 from .hardware import ONE, THIS_MACHINE, Hardware, Source
+from .rehearsal import Rehearsal
 
-FORMAT = 1  # raise it when something else is measured under the same name
+FORMAT = 2  # raise it when something else is measured under the same name
 PRODUCTS = (  # (M, N, K): forward, and the two of backward, of a GPT's linear layers
     (768, 512, 128), (1024, 2304, 768), (1024, 768, 3072), (1024, 768, 2304), (2304, 768, 1024),
     (2048, 1536, 384), (384, 1536, 2048),
@@ -41,8 +45,12 @@ PRODUCTS = (  # (M, N, K): forward, and the two of backward, of a GPT's linear l
 PRODUCT_FLOPS = 1e9  # per measurement: long enough for the clock, short enough for a user
 ELEMENTS = 1 << 23  # of float32, beyond any cache
 BLOCK = 16 << 20  # bytes that the reader copies at once
-TINY_OPS = 400
-MEASURED = ("peak", "achieved", "memory_bandwidth", "bandwidth", "optimizer_bandwidth", "overhead")
+FRESH = 64 << 20  # bytes asked of the operating system, in blocks of a megabyte
+TINY = (8, 64, 64)  # layers, width and rows of the model that has next to nothing to compute
+MEASURED = (
+    "peak", "achieved", "memory_bandwidth", "bandwidth", "optimizer_bandwidth", "overhead",
+    "transfer_overhead", "mapping_bandwidth",
+)  # fmt: skip
 
 
 def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
@@ -56,8 +64,8 @@ def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
     return statistics.median(times)
 
 
-def product_rates() -> list[float]:
-    """FLOP/s of each of `PRODUCTS`, float32."""
+def product_rates(memory_bandwidth: float) -> list[float]:
+    """FLOP/s of each of `PRODUCTS`, float32, beside the time in which operands cross memory."""
     rng, rates = np.random.default_rng(0), []
 
     def repeated(count: int, *operands: np.ndarray) -> None:
@@ -69,8 +77,8 @@ def product_rates() -> list[float]:
         out = np.empty((m, n), np.float32)
         flops = 2 * m * n * k
         count = math.ceil(PRODUCT_FLOPS / flops)
-        seconds = median_seconds(functools.partial(repeated, count, a, b, out))
-        rates.append(flops * count / seconds)
+        seconds = median_seconds(functools.partial(repeated, count, a, b, out)) / count
+        rates.append(flops / (seconds - (a.nbytes + b.nbytes + out.nbytes) / memory_bandwidth))
     return rates
 
 
@@ -100,29 +108,60 @@ def update_rate() -> float:
     return 7 * w.nbytes / median_seconds(lambda: update.adamw(w, grad, m, v, **numbers))
 
 
-def op_overhead() -> float:
-    """Seconds per op, forward or backward, that computes next to nothing."""
-    y = Tensor(np.ones((2, 2), np.float32))
+def mapping_rate() -> float:
+    """Bytes/s of memory that was not there before, touched once."""
 
-    def chain() -> None:
-        x = Tensor(np.ones((2, 2), np.float32), requires_grad=True)
-        for _ in range(TINY_OPS // 2):
-            x = functional.gelu(x + y, approximate="tanh")
+    def touch() -> None:
+        for _ in range(FRESH // LARGE):
+            mapped_block(LARGE).fill(1)
+
+    return FRESH / median_seconds(touch, 3)
+
+
+def tiny_step() -> Callable[[], None]:
+    """One step of a model that has the layers of a transformer and next to nothing to compute."""
+    layers, width, rows = TINY
+    blocks = [(nn.LayerNorm(width), nn.Linear(width, width)) for _ in range(layers)]
+    optimizer = optim.AdamW([p for block in blocks for part in block for p in part.parameters()])
+    start = np.ones((rows, width), np.float32)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        x = Tensor(start)
+        for norm, linear in blocks:
+            x = x + functional.gelu(linear(norm(x)), approximate="tanh")
         x.sum().backward()
+        optimizer.step()
 
-    return median_seconds(chain) / (2 * TINY_OPS)
+    return step
+
+
+def overheads() -> tuple[float, float]:
+    """Seconds per op in RAM, and what each transfer adds to it on a chip."""
+    with Rehearsal() as chip:
+        tiny_step()()
+    ops = sum(work.ops for work in chip.works)
+    transfers = sum(work.transfers for work in chip.works)
+    in_ram = median_seconds(tiny_step(), 25)
+    with Chip(256 << 20):
+        on_chip = median_seconds(tiny_step(), 25)
+    return in_ram / ops, max(0.0, on_chip - in_ram) / transfers
 
 
 def measure() -> dict[str, float]:
     """The numbers of `MEASURED`, now."""
-    rates = product_rates()
+    memory_bandwidth = elementwise_rate()
+    rates = product_rates(memory_bandwidth)
+    per_op, per_transfer = overheads()
     return {
         "peak": max(rates),
         "achieved": statistics.median(rates) / max(rates),
-        "memory_bandwidth": elementwise_rate(),
+        "memory_bandwidth": memory_bandwidth,
         "bandwidth": copy_rate(),
         "optimizer_bandwidth": update_rate(),
-        "overhead": op_overhead(),
+        "overhead": per_op,
+        "transfer_overhead": per_transfer,
+        "mapping_bandwidth": mapping_rate(),
     }
 
 
@@ -222,6 +261,8 @@ def as_hardware(measured: dict[str, float]) -> Hardware:
         latency=0.0,
         optimizer_bandwidth=measured["optimizer_bandwidth"],
         overhead=measured["overhead"],
+        transfer_overhead=measured["transfer_overhead"],
+        mapping_bandwidth=measured["mapping_bandwidth"],
         shared_cores=True,
         sources={
             "peak.fp32": seen("the best rate of any product, which is below the FMA units'"),
@@ -231,7 +272,9 @@ def as_hardware(measured: dict[str, float]) -> Hardware:
             "bandwidth": seen("copies of 16 MiB blocks by a second thread"),
             "latency": Source("assumed: a copy starts at once", False),
             "optimizer_bandwidth": seen("AdamW on 8 million parameters"),
-            "overhead": seen("tiny ops, forward and backward"),
+            "overhead": seen("a step with next to nothing to compute"),
+            "transfer_overhead": seen("what the same step takes longer on a chip"),
+            "mapping_bandwidth": seen("blocks of a megabyte, new from the operating system"),
             "chips": ONE,
             "shared_cores": Source("this engine updates on the cores that compute", True),
         },

@@ -39,9 +39,10 @@ LANES = ("compute", "fetch", "drain", "update")  # in the order in which a draw 
 class Work(NamedTuple):
     """One item of a step. Items that use the same weights, and their update, have one name.
 
-    flops: of its products; touched: bytes that an op which is no product, or an update, reads and
-    writes; fetch: bytes of weights that must come first, 0 if they are there; drain: bytes of
-    gradient that leave afterwards.
+    flops: of its products; touched: bytes that it reads and writes; fetch: bytes of weights that
+    must come first, 0 if they are there; drain: bytes of gradient that leave afterwards; ops: how
+    many ops it stands for; transfers: how many weights are lent and gradients taken, moved or not;
+    fresh: bytes of memory that it gets from the operating system, because no used block fits.
     """
 
     name: str
@@ -50,6 +51,9 @@ class Work(NamedTuple):
     touched: int = 0
     fetch: int = 0
     drain: int = 0
+    ops: int = 1
+    transfers: int = 0
+    fresh: int = 0
 
 
 @dataclass(frozen=True)
@@ -199,17 +203,23 @@ def check(works: list[Work], slots: int, steps: int) -> None:
 def durations_on(
     hardware: Hardware, precision: str, ops: list[Work], updates: list[Work], norm_bytes: int
 ) -> Durations:
-    """flops / (peak x achieved) + touched / memory bandwidth + overhead; bytes / bandwidth."""
+    """What every op takes: the sum of its products, its bytes, its fresh memory and its overheads.
+    Transfers: bytes / bandwidth."""
     flops_per_second = hardware.peak_of(precision) * hardware.achieved
 
     def ns(amount: float, rate: float) -> int:
         return round(amount * 10**9 / rate)
 
+    def calls(work: Work) -> float:
+        return work.ops * hardware.overhead + work.transfers * hardware.transfer_overhead
+
     def compute(op: Work) -> int:
-        took = op.flops * 10**9 / flops_per_second + hardware.overhead * 10**9
+        seconds = op.flops / flops_per_second + calls(op)
         if hardware.memory_bandwidth is not None:
-            took += op.touched * 10**9 / hardware.memory_bandwidth
-        return round(took)
+            seconds += op.touched / hardware.memory_bandwidth
+        if hardware.mapping_bandwidth is not None:
+            seconds += op.fresh / hardware.mapping_bandwidth
+        return round(seconds * 10**9)
 
     hops = 1 + (hardware.chips - 1).bit_length()  # 1 + ceil(log2(chips))
     latency = round(hops * hardware.latency * 10**9)
@@ -217,7 +227,10 @@ def durations_on(
         fetch=[ns(op.fetch, hardware.bandwidth) for op in ops],
         compute=[compute(op) for op in ops],
         drain=[ns(op.drain, hardware.bandwidth) for op in ops],
-        update=[ns(update.touched, hardware.optimizer_bandwidth) for update in updates],
+        update=[
+            ns(update.touched, hardware.optimizer_bandwidth) + round(calls(update) * 10**9)
+            for update in updates
+        ],
         norm=ns(norm_bytes, hardware.optimizer_bandwidth),
         fetch_latency=latency,
         drain_latency=latency,

@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from ..kernels.attention import QUERIES
+
 BACKWARD = {"Matmul": 2, "Linear": 2, "Attention": 2.5, "LinearCrossEntropy": 3}
 
 
@@ -35,15 +37,41 @@ def rows_of_weight(op: str, shapes: tuple) -> int:
 
 # Bytes moved by what is not a product, as multiples of the op's largest input: (forward, backward).
 PASSES = {"LayerNorm": (2, 3), "Gelu": (2, 3), "Add": (3, 0), "Split": (0, 2), "Dropout": (2, 2)}
-PASSES |= {"Attention": (0, 0), "Linear": (0, 0), "LinearCrossEntropy": (0, 0), "Matmul": (0, 0)}
 PASSES |= dict.fromkeys(("Reshape", "Permute", "Transpose", "Checkpoint"), (0, 0))
 ELSE = (2, 3)
 
 
 def op_bytes(op: str, phase: str, shapes: tuple, itemsize: int = 4) -> int:
-    """Bytes that an op reads and writes in the chip's memory besides its products' operands."""
+    """Bytes that an op reads and writes in the chip's memory."""
+    backward = phase == "backward"
+    if op in BACKWARD:
+        return itemsize * operands(op, shapes, backward)
     largest = max((math.prod(shape) for shape in shapes if shape is not None), default=0)
-    passes = PASSES.get(op, ELSE)[phase == "backward"]
+    passes = PASSES.get(op, ELSE)[backward]
     if op == "Embedding":  # its largest input is the table, of which it reads some rows
         largest = math.prod(shapes[1]) * shapes[0][1]
     return passes * largest * itemsize
+
+
+def operands(op: str, shapes: tuple, backward: bool) -> int:
+    """Values that products read and write. Backward is two products, for two gradients."""
+    first, second = math.prod(shapes[0]), math.prod(shapes[1])
+    if op == "Attention":  # q, k, v and the output; backward also their gradients
+        rows = math.prod(shapes[0][:-1])
+        return (first + second + math.prod(shapes[2]) + rows * shapes[2][-1]) * (1 + backward)
+    if op == "Matmul":
+        result = op_flops(op, "forward", shapes) // (2 * shapes[0][-1]) if shapes[0][-1] else 0
+    else:
+        result = math.prod(shapes[0][:-1]) * shapes[1][0]
+    if op == "LinearCrossEntropy":  # its logits are written and read, then read and written again
+        result *= 2
+    return (first + second + result) * (1 + backward)
+
+
+def whole_blocks(shapes: tuple) -> float:
+    """What attention computes, by what causal attention needs: blocks of queries are not cut."""
+    t, s = shapes[0][-2], shapes[1][-2]
+    if not t * s:
+        return 1.0
+    ends = range(QUERIES, t + QUERIES, QUERIES)  # each block sees the keys up to its last query
+    return 2 * sum(QUERIES * max(0, min(end, t) + s - t) for end in ends) / (t * s)

@@ -58,6 +58,8 @@ class Hardware:
     watts: float | None = None  # of one chip's system
     dollars_per_hour: float | None = None  # for one chip
     overhead: float = 0.0  # seconds per op, whatever it computes
+    transfer_overhead: float = 0.0  # seconds of the computing thread per weight or gradient moved
+    mapping_bandwidth: float | None = None  # bytes/s of fresh memory; None: it costs nothing
     shared_cores: bool = False  # the update runs on the cores that compute: they take turns
     sources: dict[str, Source] = field(default_factory=dict, hash=False, repr=False)
 
@@ -115,8 +117,10 @@ LIMITS = {  # field -> what it must be, what to give
     "watts": (FROM, "watts of one chip, or None if not known"),
     "dollars_per_hour": (FROM, "dollars for one chip and hour, or None if not known"),
     "overhead": (FROM, "seconds per op, such as 1e-5"),
+    "transfer_overhead": (FROM, "seconds per weight or gradient moved, such as 1e-5"),
+    "mapping_bandwidth": (ABOVE, f"{RATE}, or None if fresh memory costs nothing"),
 }
-MAY_BE_NONE = ("memory_bandwidth", "watts", "dollars_per_hour")
+MAY_BE_NONE = ("memory_bandwidth", "mapping_bandwidth", "watts", "dollars_per_hour")
 HELD = {
     ABOVE: lambda value: value > 0,
     FROM: lambda value: value >= 0,
@@ -178,8 +182,9 @@ def preset(name: str, **numbers: tuple[Any, str, bool]) -> Hardware:
         for field, (_, text, confirmed) in numbers.items()
     }
     fields = {field: value for field, (value, _, _) in numbers.items() if field not in PRECISIONS}
-    no_overhead = Source("assumed: launching an op takes no time", False)
-    return Hardware(name, peak, **fields, sources={"chips": ONE, "overhead": no_overhead} | sources)
+    free = Source("assumed: launching an op, or a transfer, takes no time", False)
+    rest = {"chips": ONE, "overhead": free, "transfer_overhead": free}
+    return Hardware(name, peak, **fields, sources=rest | sources)
 
 
 def wafer(name: str, pflops: tuple[float, str, bool], memory: tuple, inside: tuple, watts: tuple):
@@ -298,7 +303,9 @@ PRESETS = {
             latency=(0.0, "assumed: a copy starts at once", False),
             optimizer_bandwidth=(30e9, "assumed: RAM, with some loss", False),
             watts=(45.0, "assumed", False),
-            overhead=(1e-5, "assumed: this engine, in Python", False),
+            overhead=(3e-5, "assumed: this engine, in Python", False),
+            transfer_overhead=(5e-5, "assumed: this engine, in Python", False),
+            mapping_bandwidth=(4e9, "assumed: page faults that zero their pages", False),
             shared_cores=(True, "this engine updates on the cores that compute", True),
         ),
     )

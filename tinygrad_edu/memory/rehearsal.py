@@ -24,7 +24,7 @@ from ..kernels.switch import kernels_off
 from .chip import Chip
 from .clock import Work
 from .external import Blob, ExternalMemory
-from .flops import op_bytes, op_flops
+from .flops import op_bytes, op_flops, whole_blocks
 from .streamed import StreamedStorage
 
 NO_LIMIT = 1 << 62
@@ -92,7 +92,7 @@ class Rehearsal(Chip):
         self.budget.new_mapping = reserved_block
         self.works: list[Work] = []
         self.loans: list[tuple[Unwritten, int]] = []  # of the present op: whose, bytes fetched
-        self._drained_before = 0
+        self._drained_before = self._drains = self._mapped_before = 0
 
     def __enter__(self) -> "Rehearsal":
         self._off = ExitStack()
@@ -108,6 +108,7 @@ class Rehearsal(Chip):
     def drain(self, storage: StreamedStorage, array: Any, move: Callable[[], None]) -> None:
         nbytes = 0 if array is None else array.nbytes
         self._drained += nbytes
+        self._drains += 1
         now = time.perf_counter_ns()
         self.timeline.record("drain", storage.name or "", now, now, nbytes)
 
@@ -120,13 +121,18 @@ class Rehearsal(Chip):
         numbers: dict[str, Any],
     ) -> None:
         moved = storage.nbytes * (2 * len(blobs) - 1)
-        self.works.append(Work(storage.name or "", "update", touched=moved))
+        self.works.append(Work(storage.name or "", "update", touched=moved, transfers=1))
 
     def _observe(self, op: str, phase: str, shapes: tuple, start: int) -> None:
         super()._observe(op, phase, shapes, start)
         loans, self.loans = self.loans, []
         drained, self._drained_before = self._drained - self._drained_before, self._drained
+        mapped = self.budget.mapped
+        fresh, self._mapped_before = mapped - self._mapped_before, mapped
+        drains, self._drains = self._drains, 0
         flops, touched = op_flops(op, phase, shapes), op_bytes(op, phase, shapes)
+        if op == "Attention":
+            flops = round(flops * whole_blocks(shapes))
         weight = max((storage for storage, _ in loans), key=lambda s: s.nbytes, default=None)
         pieces = [0]  # bytes fetched; each loan of the weight after the first begins another piece
         lent = 0
@@ -138,6 +144,12 @@ class Rehearsal(Chip):
             pieces[-1] += fetched
         name = op if weight is None else weight.name or op
         for i, fetched in enumerate(pieces):
-            share = [n * (i + 1) // len(pieces) - n * i // len(pieces)
-                     for n in (flops, touched, drained)]  # fmt: skip
-            self.works.append(Work(name, phase, share[0], share[1], fetched, share[2]))
+            flops_, touched_, drained_, transfers, fresh_ = (
+                n * (i + 1) // len(pieces) - n * i // len(pieces)
+                for n in (flops, touched, drained, len(loans) + drains, fresh)
+            )
+            self.works.append(
+                Work(
+                    name, phase, flops_, touched_, fetched, drained_, int(i == 0), transfers, fresh_
+                )
+            )
