@@ -183,14 +183,15 @@ def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> i
         about = (sequences, recompute, job.precision, hardware)
         return need(job.model, *about).nbytes <= room
 
-    if fits(share):
-        return share
     if not fits(1):
         return 0
-    # what is needed grows evenly with the sequences: guess from two, then step back if it must be
+    # What is needed grows evenly with the sequences: guess from two, then step back if it must be.
     about = (recompute, job.precision, hardware)
     one, two = (need(job.model, n, *about).nbytes for n in (1, 2))
-    most = max(1, min(share - 1, 1 + int((room - one) // max(1, two - one))))
+    most = max(1, 1 + int((room - one) // max(1, two - one)))
+    if share <= 2 * most and fits(share):
+        return share
+    most = min(most, share - 1)
     while not fits(most):
         most -= 1
     return math.ceil(share / math.ceil(share / most))  # passes of equal size
