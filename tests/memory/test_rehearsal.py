@@ -278,7 +278,7 @@ def test_works_count_ops_transfers_and_the_memory_that_is_mapped():
     assert sum(work.fresh for work in scarce.works[third:]) == mapped
     assert mapped > 0
     real, _ = run(tg.memory.Chip(least))
-    assert mapped / 2 < real < 2 * mapped  # on a chip gradients leave when the link is free
+    assert real == mapped
 
 
 def test_nothing_is_drawn_and_nothing_moves():

@@ -46,7 +46,7 @@ PRODUCT_FLOPS = 1e9  # per measurement: long enough for the clock, short enough 
 ELEMENTS = 1 << 23  # of float32, beyond any cache
 BLOCK = 16 << 20  # bytes that the reader copies at once
 FRESH = 64 << 20  # bytes asked of the operating system, in blocks of a megabyte
-TINY = (8, 64, 64)  # layers, width and rows of the model that has next to nothing to compute
+TINY = (6, 32, 2, 16)  # layers, width, heads and rows of a model with next to nothing to compute
 MEASURED = (
     "peak", "achieved", "memory_bandwidth", "bandwidth", "optimizer_bandwidth", "overhead",
     "transfer_overhead", "mapping_bandwidth",
@@ -119,17 +119,26 @@ def mapping_rate() -> float:
 
 
 def tiny_step() -> Callable[[], None]:
-    """One step of a model that has the layers of a transformer and next to nothing to compute."""
-    layers, width, rows = TINY
-    blocks = [(nn.LayerNorm(width), nn.Linear(width, width)) for _ in range(layers)]
-    optimizer = optim.AdamW([p for block in blocks for part in block for p in part.parameters()])
-    start = np.ones((rows, width), np.float32)
+    """One step of a transformer so small that it computes next to nothing."""
+    layers, width, heads, rows = TINY
+    parts = [
+        (nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width))
+        for _ in range(layers)
+    ]
+    optimizer = optim.AdamW([p for part in parts for layer in part for p in layer.parameters()])
+    start = np.ones((1, rows, width), np.float32)
 
     def step() -> None:
         optimizer.zero_grad()
         x = Tensor(start)
-        for norm, linear in blocks:
-            x = x + functional.gelu(linear(norm(x)), approximate="tanh")
+        for norm, into, out in parts:
+            q, k, v = (
+                part.reshape(1, rows, heads, width // heads).transpose(1, 2)
+                for part in into(norm(x)).split(width, axis=2)
+            )
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = out(y.transpose(1, 2).reshape(1, rows, width))
+            x = x + functional.gelu(y, approximate="tanh")
         x.sum().backward()
         optimizer.step()
 
