@@ -1,0 +1,71 @@
+"""Lesson 1: `Value.tanh`, its value, its slope, and its place on the tape."""
+
+import math
+from types import ModuleType
+
+from lessons.check import Wrong, call, given, same
+
+POINTS = (0.0, 0.5, -1.2, 2.0, -3.0)
+
+
+def check(answer: ModuleType) -> str:
+    value_type = given(answer, "Value", "data")
+    if not hasattr(value_type, "tanh"):
+        raise Wrong("`Value` has no method `tanh`: write `def tanh(self):` inside the class")
+
+    def tanh_of(number: float):
+        x = value_type(number)
+        y = call(value_type.tanh, x, about=f"Value({number})")
+        if y is None:
+            raise Wrong("`tanh` gives None: is a `return` missing?")
+        if not isinstance(y, value_type):
+            raise Wrong(
+                f"`tanh` gives {type(y).__name__}, expected a Value: a bare number has forgotten "
+                "how it was made, so no gradient can pass"
+            )
+        return x, y
+
+    for number in POINTS:
+        same(tanh_of(number)[1].data, math.tanh(number), f"the value of tanh({number})")
+    for number in POINTS:
+        x, y = tanh_of(number)
+        if x not in tuple(y.inputs):
+            raise Wrong(
+                "the result does not name its input: pass `(self,)` as `inputs`, or `backward` "
+                "ends there"
+            )
+        call(y.backward, about="no arguments, on the result of tanh")
+        check_slope(x, number)
+
+    # behind another operation, and used twice
+    x = value_type(0.7)
+    y = call(value_type.tanh, x)
+    call((y * y + y * x).backward)
+    t = math.tanh(0.7)
+    same(x.grad, (2 * t + 0.7) * (1 - t * t) + t, "the gradient of tanh(x)^2 + x tanh(x) at 0.7")
+
+    for number in (800.0, -800.0):
+        x, y = tanh_of(number)
+        same(y.data, math.copysign(1, number), f"the value of tanh({number})")
+    return "Values, slopes, and the far ends, where e^x has no number of its own."
+
+
+def check_slope(x, number: float) -> None:
+    """The gradient of tanh(number), with a guess at what went wrong."""
+    t = math.tanh(number)
+    right = 1 - t * t
+    found = f"the gradient of tanh({number}) is {x.grad:.6g}, expected {right:.6g}"
+    if math.isclose(x.grad, right, rel_tol=1e-6):
+        return
+    for wrong, why in (
+        (0.0, "no gradient passed: was the slope forgotten, or is it 0?"),
+        (1.0, "that is the slope of the identity: tanh flattens what is far from 0"),
+        (1 - t, "the slope is 1 - tanh(x)^2: the square is missing"),
+        (1 - number * number, "the square is of tanh(x), the result, not of x, the input"),
+        (1 - math.tanh(t) ** 2, "tanh was applied twice: the slope needs the square of the result"),
+        (t * t - 1, "the sign is turned round"),
+        (t, "that is the value, where the slope belongs"),
+    ):
+        if math.isclose(x.grad, wrong, rel_tol=1e-6, abs_tol=1e-12):
+            raise Wrong(f"{found}: {why}")
+    raise Wrong(f"{found}, which a nudge confirms")

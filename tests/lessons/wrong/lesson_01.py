@@ -1,0 +1,18 @@
+"""Typical wrong answers to lesson 1: what, the solution's text, what stands there, the verdict."""
+
+RETURN = "return Value(t, (self,), (1 - t * t,))"
+
+WRONG = [
+    ("slope without the square", RETURN, "return Value(t, (self,), (1 - t,))", "square is missing"),
+    ("square of the input", RETURN, "return Value(t, (self,), (1 - self.data**2,))", "not of x"),
+    ("no inputs", RETURN, "return Value(t)", "does not name its input"),
+    ("a bare number", RETURN, "return t", "expected a Value"),
+    ("no return", RETURN, "Value(t, (self,), (1 - t * t,))", "is a `return` missing"),
+    (
+        "the formula, which overflows",
+        "t = math.tanh(self.data)",
+        "e = math.exp(self.data); t = (e - 1 / e) / (e + 1 / e)",
+        "OverflowError",
+    ),
+    ("sigmoid", "t = math.tanh(self.data)", "t = 1 / (1 + math.exp(-self.data))", "expected 0"),
+]
