@@ -6,16 +6,17 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+LAB = HERE / "lab"  # shows Markdown as a page, unless the reader's own settings say otherwise
 
 
 def main() -> int:
     if importlib.util.find_spec("jupyterlab") is None:
         print("JupyterLab is not installed: pip install -e '.[lessons]'", file=sys.stderr)
         return 2
-    opened = [sys.executable, "-m", "jupyter", "lab", f"--notebook-dir={HERE}", *sys.argv[1:]]
-    opened.append("--LabApp.default_url=/lab/tree/README.md?factory=Markdown%20Preview")
+    settings = ["--LabApp.default_url=/lab/tree/README.md", f"--LabApp.app_settings_dir={LAB}"]
     try:
-        return subprocess.run(opened).returncode
+        command = [sys.executable, "-m", "jupyterlab", *settings, *sys.argv[1:]]
+        return subprocess.run(command, cwd=HERE).returncode
     except KeyboardInterrupt:
         return 130
 
