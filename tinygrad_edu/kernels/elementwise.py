@@ -169,7 +169,9 @@ def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarr
     `out` may be either of them.
     """
     if out is None:
-        out = empty(np.broadcast_shapes(a.shape, b.shape), np.result_type(a, b))
+        same = a.shape == b.shape and a.dtype is b.dtype
+        shape = a.shape if same else np.broadcast_shapes(a.shape, b.shape)
+        out = empty(shape, a.dtype if same else np.result_type(a, b))
     if switch.off:
         return out
     alike = type(a) is type(b) is np.ndarray and a.shape == b.shape

@@ -78,9 +78,9 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **more) 
     if out is not None:
         _backend(a, b, out, **more)
         return out
-    dtype = np.result_type(a, b)
-    out_shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-    out = empty(out_shape, dtype)
+    leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) if a.ndim + b.ndim > 4 else ()
+    out_shape = (*leading, a.shape[-2], b.shape[-1])
+    out = empty(out_shape, a.dtype if a.dtype is b.dtype else np.result_type(a, b))
     if a.ndim > 2 and b.ndim == 2 and not more:
         rows = math.prod(out_shape[:-1])
         _backend(a.reshape(rows, a.shape[-1]), b, out.reshape(rows, b.shape[-1]))
