@@ -20,6 +20,7 @@ import io
 import subprocess
 import sys
 import tempfile
+import textwrap
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -157,13 +158,19 @@ def passes(lesson: int, path: Path) -> bool:
     try:
         praise = judge(lesson, path)
     except NotWritten as wrong:
-        print(f"lesson {lesson}: not begun. {wrong}")
+        tell(f"lesson {lesson}: not begun. {wrong}")
         return False
     except Wrong as wrong:
-        print(f"lesson {lesson}: not yet. {wrong}")
+        tell(f"lesson {lesson}: not yet. {wrong}")
         return False
-    print(f"lesson {lesson}: right. {praise}")
+    tell(f"lesson {lesson}: right. {praise}")
     return True
+
+
+def tell(text: str) -> None:
+    """Prints lines that fit on a screen; those of a message stay apart."""
+    for line in text.splitlines():
+        print(textwrap.fill(line, 100, subsequent_indent="  "))
 
 
 def number(text: str | int) -> int:

@@ -1,0 +1,14 @@
+"""Lesson 3, solved: each wrong gradient, and the smallest inputs that give it away."""
+
+import numpy as np
+
+
+def counterexamples():
+    return {
+        # where x is negative, `grad` is missing: a cotangent of ones hides it
+        "LeakyRelu": (np.array([-1.0, 2.0]),),
+        # the mean should be weighted by y: a cotangent of ones hides it, and so do equal x
+        "Softmax": (np.array([0.5, -0.3, 1.0]),),
+        # the mean is over everything, not over each row: a single row hides it
+        "Center": (np.array([[1.0, 2.0], [3.0, 5.0]]),),
+    }
