@@ -1,0 +1,22 @@
+"""Typical wrong answers to lesson 2: what, the solution's text, what stands there, the verdict."""
+
+RETURN = "return unbroadcast(to_a, a_shape), unbroadcast(to_b, b_shape)"
+
+WRONG = [
+    ("not summed", RETURN, "return to_a, to_b", "shape of the result: what was stretched"),
+    ("exchanged", RETURN, "return unbroadcast(to_b, a_shape), unbroadcast(to_a, b_shape)",
+     "the one of the other input"),
+    ("everything to a", "to_a = np.where(condition, grad, 0)", "to_a = grad", "were not chosen"),
+    ("mean", "    missing = grad.ndim - len(shape)\n",
+     "    grad = grad * np.prod(shape) / max(1, grad.size)\n    missing = grad.ndim - len(shape)\n",
+     "Their uses add up"),
+    ("no keepdims", "grad.sum(axis=stretched, keepdims=True)", "grad.sum(axis=stretched)",
+     "stays when it is summed"),
+    ("one gradient", RETURN, "return unbroadcast(to_a, a_shape)", "expected two gradients"),
+    ("reshaped", RETURN, "return np.resize(to_a, a_shape), np.resize(to_b, b_shape)", "expected"),
+    ("in place", "to_a = np.where(condition, grad, 0)", "grad *= 1.5; to_a = grad * condition",
+     "writes into its arguments"),
+    ("from the package", "    missing = grad.ndim - len(shape)\n",
+     "    from tinygrad_edu.tape import unbroadcast as theirs\n    return theirs(grad, shape)\n"
+     "    missing = 0\n", "without the package"),
+]  # fmt: skip
