@@ -137,22 +137,22 @@ class Plan:
 
 
 def plan(job: Job, hardware: Hardware) -> Plan:
-    """The fastest way to take the step that fits: recompute only if it must, few passes."""
+    """The fastest way to take the step that fits: with recompute or without, in few passes."""
     share = math.ceil(job.sequences / hardware.chips)
     choices = [False, True] if job.recompute is None else [job.recompute]
-    found = None
-    for recompute in choices:
-        sequences = largest_pass(job, hardware, share, recompute)
-        if sequences:
-            found = recompute, sequences
-            break
-    recompute, sequences = found or (choices[-1], 1)
+    ways = [(recompute, largest_pass(job, hardware, share, recompute)) for recompute in choices]
+    found = [way for way in ways if way[1]]
+
+    def taken(way: tuple[bool, int]) -> tuple[Playback, float]:
+        recompute, sequences = way
+        works = step_works(job.model, sequences, recompute, job.precision, hardware)
+        if job.resident:
+            works = [work._replace(fetch=0, drain=0, transfers=0, fresh=0) for work in works]
+        return timed(works, math.ceil(share / sequences), hardware, job)
+
+    played = {way: taken(way) for way in found or [(choices[-1], 1)]}
+    (recompute, sequences), (playback, seconds) = min(played.items(), key=lambda item: item[1][1])
     about = (recompute, job.precision, hardware)
-    works = step_works(job.model, sequences, *about)
-    if job.resident:
-        works = [work._replace(fetch=0, drain=0, transfers=0, fresh=0) for work in works]
-    passes = math.ceil(share / sequences)
-    playback, seconds = timed(works, passes, hardware, job)
     parameters = scaling.count_parameters(job.model)
     resident = scaling.adamw_bytes(parameters).live if job.resident else 0
     smallest = need(job.model, 1, choices[-1], job.precision, hardware).nbytes + resident
@@ -164,11 +164,11 @@ def plan(job: Job, hardware: Hardware) -> Plan:
         scaling.flops_per_step(job.model, parameters, 1),
         recompute,
         sequences,
-        passes,
+        math.ceil(share / sequences),
         dataclasses.replace(peak, nbytes=peak.nbytes + resident),
         playback,
         seconds,
-        found is not None,
+        bool(found),
         smallest,
     )
 

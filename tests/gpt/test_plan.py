@@ -145,3 +145,16 @@ def test_verifying_compares_plans_with_real_steps():
     assert [row.budget is None for row in rows] == [True, False, False, False] * 2
     assert all(abs(row.bytes_off) <= plan_verify.MEMORY for row in rows)
     assert "resident" in plan_verify.line(rows[0])
+
+
+def test_recompute_is_chosen_where_it_is_faster_not_only_where_it_must_be():
+    slow_link = hardware("cs2").but(memory=400_000, bandwidth=1e6, peak=1e9)
+    fast_link = slow_link.but(bandwidth=1e12)
+    for chip, recomputes in ((slow_link, True), (fast_link, False)):
+        stored, again, chosen = (
+            plan(job(GPTConfig(50, 16, 4, 2, 32), 64, recompute=r), chip)
+            for r in (False, True, None)
+        )
+        assert stored.fits and again.fits and again.sequences_per_pass > stored.sequences_per_pass
+        assert chosen.step_seconds == min(stored.step_seconds, again.step_seconds)
+        assert chosen.recompute is recomputes
