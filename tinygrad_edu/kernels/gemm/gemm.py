@@ -325,9 +325,8 @@ def _launch(a, b, out, bias, add, way, extra=None, todo=0):
     own = batch > 1 or way != BLOCKED
     state = _space("state", state_count * (workers + 1 if own else 1), INT)
     state[: 1 if own else state_count] = 0
-    a_count = _ceil(a_count * workers, 64) * 64  # B's panel begins on a cache line, too
-    space = _space("panels", a_count + b_count * (workers if own else 1), dtype)
-    a_space, b_space = space[:a_count], space[a_count:]
+    a_space = _space("a", a_count * workers, dtype)
+    b_space = _space("b", b_count * (workers if own else 1), dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
     extra = out if extra is None else extra
     if switch.off:
