@@ -1,0 +1,51 @@
+"""Typical wrong answers to lesson 6: what, the solution's text, what stands there, the verdict."""
+
+STOP = "stop = max(0, first + i + 1)"
+BLIND = "top[top == -np.inf] = 0"
+RETURN = "return scores, lse"
+BODY = "lse = np.empty(scores.shape[:-1], scores.dtype)"
+
+
+def instead(text):
+    """Another beginning, after which the solution's own lines are never reached."""
+    return text.strip().replace("\n", "\n    ") + "\n    " + BODY
+
+
+MASK = """
+hidden = np.arange(scores.shape[-1]) > first + np.arange(scores.shape[-2])[:, None]
+scores[..., hidden] = {hide}
+top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+top[top == -np.inf] = 0
+scores -= top
+np.exp(scores, out=scores)
+total = scores.sum(axis=-1, keepdims=True)
+lse = (np.log(total) + top)[..., 0]
+total[total == 0] = 1
+scores /= total
+return scores, lse
+"""
+
+WRONG = [
+    ("no offset", STOP, "stop = i + 1", "`first` is not used"),
+    ("blind to itself", STOP, "stop = max(0, first + i)", "does not see its own position"),
+    ("sees the future", STOP, "stop = max(0, first + i + 2)", "which is the future"),
+    ("negative from the end", STOP, "stop = first + i + 1", "negative, count from the end"),
+    ("aligned at the end", STOP, "stop = max(0, scores.shape[-1] - scores.shape[-2] + i + 1)",
+     "taken to end with the last key"),
+    ("a row of nothing", BLIND, "pass", "gets NaN, expected zeros"),
+    ("no maximum", BLIND, "top[...] = 0", "exp overflows"),
+    ("maximum of the block", BLIND, "top[...] = scores[np.isfinite(scores)].max(initial=0)",
+     "each row needs its own maximum"),
+    ("lse without the maximum", "(np.log(total) + top)", "np.log(total)", "has to be added again"),
+    ("a sum, no logarithm", "(np.log(total) + top)", "total", "not its logarithm"),
+    ("what was there stays", "rest[...] = 0", "pass", "has to be overwritten"),
+    ("float64", "lse = np.empty(scores.shape[:-1], scores.dtype)",
+     "lse = np.empty(scores.shape[:-1])", "lse are float64"),
+    ("shares alone", RETURN, "return scores", "expected the pair"),
+    ("a copy", BODY, "scores = scores.copy(); " + BODY, "`scores` does not hold"),
+    ("a mask", BODY, instead(MASK.format(hide="-np.inf")), "enough for"),
+    ("a large number", BODY, instead(MASK.format(hide="-1e9")), "brings them back"),
+    ("a mask of zeros", BODY, instead(MASK.format(hide="0")), "exp\\(0\\) is 1|other shares"),
+    ("NaN swept away", "seen -= top", "seen -= top; np.nan_to_num(seen, copy=False, nan=-np.inf)",
+     "has disappeared"),
+]  # fmt: skip
