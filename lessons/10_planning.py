@@ -206,8 +206,14 @@ for name, (_, color) in MACHINES.items():
     axes.axhline(needed[name], color=color, lw=1.2, ls="--")
     axes.annotate(f"{name} needs {needed[name]:,.0f}", (7e5, needed[name]), color=color,
                   fontsize=9, xytext=(0, 4), textcoords="offset points")  # fmt: skip
-    axes.annotate(f"fit on {name}", (sizes[0], tokens[0]), color=color, fontsize=9,
-                  xytext=(10, 6 if name == "a100" else -16), textcoords="offset points")  # fmt: skip
+    axes.annotate(
+        f"fit on {name}",
+        (sizes[0], tokens[0]),
+        color=color,
+        fontsize=9,
+        xytext=(10, -16 + 22 * (name == "a100")),
+        textcoords="offset points",
+    )
 for name, size in zip(configs, sizes):
     axes.annotate(name, (size, 14), color=INK, fontsize=9, ha="center")
 axes.set(
