@@ -14,14 +14,14 @@
 # **What happens between the first step and the first readable line?**
 #
 # Everything so far was preparation: gradients that can be trusted, products that are fast,
-# attention that looks things up. Here they become a model that reads the source code of your own Python and
-# writes something like it, after a minute or so of training.
+# attention that looks things up. Here they become a model that reads the source code of your own
+# Python and writes something like it, after a minute or so of training.
 #
 # ## The text
 #
 # A language model guesses the next token of a text. Ours are bytes, so there are as many tokens as
-# a byte has values, and the text is the standard library that came with this Python. Every tenth file
-# is held out: what the model has never seen tells whether it learned or memorised.
+# a byte has values, and the text is the standard library that came with this Python. Every tenth
+# file is held out: what the model has never seen tells whether it learned or memorised.
 
 # %%
 import tempfile

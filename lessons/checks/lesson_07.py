@@ -78,6 +78,7 @@ def check_normalise(normalise: Any) -> None:
             got,
             unit_rows(x),
             f"normalise of ordinary rows {shape}, where it was right before,",
+            1e-5,
             1e-9,
         )
         if not tg.gradcheck(normalise, x, raise_exception=False):
