@@ -173,7 +173,7 @@ for step in range(1, STEPS + 1):
     tg.optim.clip_grad_norm_(optimizer.params, 1.0)
     optimizer.step()
     losses.append(loss.item())
-    if step in LOOK_AT or step % 100 == 0:
+    if step in LOOK_AT or step in (3, 10, 17) or step % 100 == 0:
         tested[step] = held_out()
     if step in LOOK_AT:
         samples[step] = write()
@@ -223,9 +223,9 @@ axes.plot(list(tested), list(tested.values()), "o-", color=ORANGE, ms=4)
 axes.axhline(np.log(256), color=INK, lw=1, ls=":")
 axes.annotate("every byte equally likely", (STEPS, np.log(256)), color=INK, ha="right", fontsize=9,
               xytext=(0, 5), textcoords="offset points")  # fmt: skip
-axes.annotate("training", (1.5, 4.35), color=BLUE, fontsize=9)
-axes.annotate("held out", (STEPS, tested[STEPS]), color=ORANGE, fontsize=9, ha="right",
-              xytext=(0, -18), textcoords="offset points")  # fmt: skip
+axes.annotate("training", (6, 5.05), color=BLUE, fontsize=9)
+axes.annotate("held out", (200, tested[200]), color=ORANGE, fontsize=9, ha="center",
+              xytext=(0, 12), textcoords="offset points")  # fmt: skip
 
 
 def on_one_line(text):
