@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("tinygrad_edu", "gpt")
+PACKAGES = ("tinygrad_edu", "gpt", "lessons")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 # A file imports from its own row and those above. Rows: kernels -> ops -> tape and tensor -> what
