@@ -380,3 +380,28 @@ def test_the_process_takes_no_more_than_the_budget_and_a_little(tmp_path):
     grown, budget, external, peak = in_a_process(BIG, "200MB", tmp_path / "a", tmp_path / "b")
     assert external > 5 * budget and peak < budget
     assert grown < 1.1 * budget + 32e6
+
+
+@pytest.mark.parametrize("extra", range(4))
+def test_what_is_fetched_ahead_is_not_crowded_out_by_weights_that_come_back(monkeypatch, extra):
+    """A pass there and back needs each weight twice at most, and the last ones once."""
+    monkeypatch.setattr(blocks, "UNIT_BYTES", 16 << 20)
+    config, ids = GPTConfig(256, 128, 10, 4, 256), np.zeros((4, 128), int)
+
+    def fetched(chip):
+        """Of the last of three steps, in times the weights."""
+        with chip:
+            model = GPT(config, recompute=True)
+            optimizer = tg.optim.AdamW(model.parameters())
+            for _ in range(3):
+                before = chip.bytes_moved["fetch"]
+                optimizer.zero_grad()
+                model(ids, ids)[1].backward()
+                optimizer.step()
+            weights = 4 * sum(p.size for p in model.parameters())
+            return (chip.bytes_moved["fetch"] - before) / weights
+
+    ample = Rehearsal()
+    fetched(ample)
+    layer = 4 * 12 * config.n_embd**2
+    assert fetched(Rehearsal(ample.budget.footprint + extra * layer)) < 1.9

@@ -153,7 +153,12 @@ class Residency:
                 if high + self.waiting + block_size(unit.nbytes) > limit:
                     return
                 room = min(limit - budget.needed - budget.held["leaving"], self.idle_room)
-                while budget.held["idle"] + block_size(unit.nbytes) > room:
+                coming_back = sum(
+                    lent.block.nbytes
+                    for lent in self.resident.values()
+                    if lent.pins and self.schedule.next_use(lent.key) < position
+                )
+                while budget.held["idle"] + coming_back + block_size(unit.nbytes) > room:
                     if not self.evict_one(beyond=position):
                         return
                 self._fetch(unit, "idle")
