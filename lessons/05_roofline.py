@@ -23,11 +23,14 @@ import numpy as np
 
 from gpt import machine
 from lessons.figure import BLUE, INK, ORANGE, canvas, say, show
-from tinygrad_edu.kernels import launch
+from tinygrad_edu.kernels import elementwise, launch
+from tinygrad_edu.memory.calibrate import median_seconds
 
 threads = launch.threads()
 peak = machine.fma_peak(threads, repeats=5, rounds=3_000_000)
-bandwidth = machine.bandwidth(threads, repeats=5)["copy"]
+first, second = np.ones(1 << 24, np.float32), np.ones(1 << 24, np.float32)
+seconds = median_seconds(lambda: elementwise.add(first, second, out=first))
+bandwidth = 3 * first.nbytes / seconds  # two arrays are read, one is written
 say(
     f"On {threads} threads this machine computes at most **{peak / 1e9:,.0f} GFLOP/s** in float32, "
     f"and moves at most **{bandwidth / 1e9:,.1f} GB/s** to and from memory."
@@ -35,7 +38,7 @@ say(
 
 # %% [markdown]
 # The first number comes from a loop that does nothing but multiply and add numbers that never leave
-# their registers, the second from copying an array that is far larger than any cache.
+# their registers, the second from adding one array to another, both far larger than any cache.
 #
 # ## How much work comes with a byte?
 #
@@ -91,9 +94,8 @@ assert op_bytes("Linear", "forward", shapes) == product(512, 768, 3072)[1]
 # more rows. For each one the operations per element are counted by hand, as in the comment.
 
 # %%
-from tinygrad_edu.kernels import elementwise, normalize, update
+from tinygrad_edu.kernels import normalize, update
 from tinygrad_edu.kernels.matmul import numba_backend
-from tinygrad_edu.memory.calibrate import median_seconds
 
 rng = np.random.default_rng(0)
 size, width = 1 << 23, 1024
@@ -129,9 +131,10 @@ for rows in (3, 12, 48, 192):
           f"{products[-1][-1]:14.0%}")  # fmt: skip
 
 # %% [markdown]
-# A kernel may come out a little above the memory limit: reading alone is faster than copying, and
-# some of an array may still be in a cache. One that stays far below both limits is worth a look,
-# because neither is what holds it back.
+# A kernel may come out a little above the memory limit, where some of an array is still in a cache.
+# One that writes its result to a new place stays below it: before a processor overwrites a part of
+# memory, it usually fetches what stood there, and nobody counted that. A kernel far below both
+# limits is worth a look, because neither is what holds it back.
 #
 # ## The roof
 
@@ -160,8 +163,8 @@ axes.set(
 )  # fmt: skip
 show(
     figure,
-    "No kernel rises above the roof by much: left of the ridge memory decides how fast it is, and "
-    "products of more and more rows (orange) climb along the slope until arithmetic stops them.",
+    "Kernels stay under the roof, give or take a cache: left of the ridge memory decides how fast "
+    "one is, and products of more and more rows (orange) climb until arithmetic stops them.",
 )
 
 # %% [markdown]

@@ -108,23 +108,24 @@ def why_seconds(given: float, compute: float, memory: float) -> str:
 def measured(functions: dict) -> str:
     """How the right predictions fare here."""
     from gpt import machine
-    from tinygrad_edu.kernels import launch, normalize, update
+    from tinygrad_edu.kernels import elementwise, launch, normalize, update
     from tinygrad_edu.kernels.matmul import numba_backend
     from tinygrad_edu.memory.calibrate import median_seconds
 
     threads = launch.threads()
-    limits = machine.fma_peak(threads, 3, 1_000_000), machine.bandwidth(threads, 3)["copy"]
+    arrays = [np.ones(1 << 24, np.float32) for _ in range(4)]
+    seconds = median_seconds(lambda: elementwise.add(*arrays[:2], out=arrays[0]))
+    limits = machine.fma_peak(threads, 3, 1_000_000), 3 * arrays[0].nbytes / seconds
     rng = np.random.default_rng(0)
-    m, k, n, count = 512, 768, 3072, 1 << 23
+    m, k, n = 512, 768, 3072
     x, w = rng.random((m, k), np.float32), rng.random((k, n), np.float32)
     out, tall, one = np.empty((m, n), np.float32), np.ones((8192, 1024), np.float32), np.ones(1024)
-    arrays = [np.ones(count, np.float32) for _ in range(4)]
     settings = dict(lr=1e-3, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, step=10)
     gain = one.astype(np.float32)
     tried = {
         "linear": ((m, k, n), lambda: numba_backend(x, w, out)),
         "layer_norm": (tall.shape, lambda: normalize.layer_norm(tall, gain, gain, 1e-5, True)),
-        "adamw": ((count,), lambda: update.adamw(*arrays, **settings)),
+        "adamw": ((arrays[0].size,), lambda: update.adamw(*arrays, **settings)),
     }
     parts = []
     for name, (sizes, run) in tried.items():
