@@ -145,14 +145,14 @@ axes.loglog(intensity, np.minimum(peak, intensity * bandwidth) / 1e9, color=INK,
 axes.axvline(ridge, color=INK, lw=1, ls=":")
 axes.annotate(f"{peak / 1e9:,.0f} GFLOP/s of arithmetic", (290, peak / 1e9), color=INK, ha="right",
               xytext=(0, 6), textcoords="offset points")  # fmt: skip
-axes.annotate(f"{bandwidth / 1e9:,.1f} GB/s of memory", (1.6, 1.6 * bandwidth / 1e9), color=INK,
+axes.annotate(f"{bandwidth / 1e9:,.1f} GB/s of memory", (0.3, 0.3 * bandwidth / 1e9), color=INK,
               xytext=(-8, 6), textcoords="offset points", ha="right")  # fmt: skip
 axes.annotate(f"ridge: {ridge:.1f}", (ridge, 0.55), color=INK, xytext=(5, 0),
               textcoords="offset points")  # fmt: skip
 for name, x_, rate, _ in points:
+    beside = {"xytext": (9, -12)} if name != "layer norm" else {"xytext": (0, -19), "ha": "center"}
     axes.plot(x_, rate / 1e9, "o", color=BLUE)
-    axes.annotate(name, (x_, rate / 1e9), color=BLUE, xytext=(-8, 5), textcoords="offset points",
-                  ha="right")  # fmt: skip
+    axes.annotate(name, (x_, rate / 1e9), color=BLUE, textcoords="offset points", **beside)
 axes.plot([p[1] for p in products], [p[2] / 1e9 for p in products], "s-", color=ORANGE, lw=1)
 for rows, x_, rate, _ in products:
     axes.annotate(f"{rows} rows", (x_, rate / 1e9), color=ORANGE, xytext=(9, -11),
