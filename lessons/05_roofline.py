@@ -150,7 +150,9 @@ axes.annotate(f"{bandwidth / 1e9:,.1f} GB/s of memory", (0.3, 0.3 * bandwidth / 
 axes.annotate(f"ridge: {ridge:.1f}", (ridge, 0.55), color=INK, xytext=(5, 0),
               textcoords="offset points")  # fmt: skip
 for name, x_, rate, _ in points:
-    beside = {"xytext": (9, -12)} if name != "layer norm" else {"xytext": (0, -19), "ha": "center"}
+    beside = {"xytext": (9, -12)}
+    if name in ("AdamW", "layer norm"):
+        beside = {"xytext": (-9, 6) if name == "AdamW" else (16, -30), "ha": "right"}
     axes.plot(x_, rate / 1e9, "o", color=BLUE)
     axes.annotate(name, (x_, rate / 1e9), color=BLUE, textcoords="offset points", **beside)
 axes.plot([p[1] for p in products], [p[2] / 1e9 for p in products], "s-", color=ORANGE, lw=1)
