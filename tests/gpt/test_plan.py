@@ -133,9 +133,11 @@ def test_nonsense_is_one_line(argv, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-def test_verifying_compares_plans_with_real_steps():
+def test_verifying_compares_plans_with_real_steps(monkeypatch):
     import dataclasses
 
+    monkeypatch.setattr(plan_verify, "LEAST", 0)
+    monkeypatch.setattr(plan_verify, "PROCESSES", 1)
     preset = load_preset("nanogpt-cpu")
     tiny = dataclasses.replace(
         preset, n_layer=2, n_embd=16, n_head=2, block_size=16, batch_size=2, vocab_size=30
