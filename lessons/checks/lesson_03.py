@@ -50,7 +50,12 @@ def check(answer: ModuleType) -> str:
 
 def try_on(name: str, inputs: tuple, guilty: bool) -> None:
     """Raises Wrong unless the function is guilty and these inputs prove it."""
-    arrays = [np.asarray(x, np.float64) for x in inputs if np.size(x)]
+    try:
+        arrays = [np.asarray(x, np.float64) for x in inputs if np.size(x)]
+    except (TypeError, ValueError):
+        raise Wrong(f"{name}: the inputs are not arrays of numbers: {inputs!r}") from None
+    if any(not np.isfinite(x).all() for x in arrays):
+        raise Wrong(f"{name}: NaN and infinity in the inputs prove nothing: no slope exists there")
     if not arrays:
         raise Wrong(f"{name}: there are no numbers in the inputs, so nothing can be wrong")
     try:
