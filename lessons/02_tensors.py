@@ -21,7 +21,7 @@
 # %%
 import numpy as np
 
-from lessons.figure import BLUE, GREEN, ORANGE, canvas, say, show
+from lessons.figure import BLUE, INK, ORANGE, canvas, say, show
 
 
 class Value:
@@ -43,7 +43,7 @@ class Value:
         return Value(self.data * other.data, (self, other), pull_back)
 
     def backward(self, grad):
-        """Adds the gradients of <grad, self> to everything below (each value used once)."""
+        """Adds to the gradients of all that self was made from, path by path: short, and slow."""
         self.grad = self.grad + grad
         if self.pull_back is not None:
             for source, part in zip(self.inputs, self.pull_back(grad)):
@@ -55,30 +55,34 @@ a, b = Value(np.ones((2, 3))), Value(np.full((2, 3), 5.0))
 a.grad
 
 # %% [markdown]
-# As long as shapes agree, all is well. Now add a row to every row of a matrix, which is what the
-# bias of every layer does. The forward pass is right:
+# As long as shapes agree, all is well. Now let them differ: a column of three numbers plus a row of
+# four. NumPy adds every number of the one to every number of the other, and the forward pass is
+# right:
 
 # %%
-matrix, bias = Value(np.arange(6.0).reshape(2, 3)), Value(np.array([10.0, 20.0, 30.0]))
-total = matrix + bias
-print(total.data)
+column, row = Value([[0], [10], [20]]), Value([1, 2, 3, 4])  # (3, 1) and (4,)
+table = column + row  # (3, 4)
+print(table.data)
 
 # %% [markdown]
-# And the gradient is not even of the right shape:
+# The gradients are not even of the right shape:
 
 # %%
-total.backward(np.ones((2, 3)))
-print("bias has shape", bias.data.shape, "and its gradient", bias.grad.shape)
-assert bias.grad.shape != bias.data.shape
+table.backward(np.ones((3, 4)))
+for name, value in (("column", column), ("row", row)):
+    print(f"{name:6} has shape {value.data.shape!s:6} and its gradient {value.grad.shape}")
+    assert value.grad.shape != value.data.shape
 
 # %% [markdown]
 # ## Stretching is copying
 #
 # NumPy's rule: shapes are aligned at the right; an axis that is missing, or that has size one, is
-# repeated as often as needed. The bias was copied into both rows, without a word.
+# repeated as often as needed. The row was copied into all rows of the table, the column into all
+# of its columns, without a word. (The bias of every layer in every network is such a row.)
 #
-# But a copy is a use. `bias[0]` was used once for each row, and a value that is used twice changes
-# the result in two ways, which add up: that was the `+=` of lesson one. So
+# But a copy is a use. The row's first number was used once in each row of the table, and a value
+# that is used several times changes the result in several ways, which add up: that was the `+=` of
+# lesson one. So
 #
 # > **whatever was copied on the way forward is summed on the way back,** over the same axes.
 #
@@ -95,14 +99,35 @@ def unbroadcast(grad, shape):
 
 
 # %% [markdown]
+# No operation of the tape has to know about it. Each hands back gradients of the output's shape,
+# and one line of `backward` makes them fit the inputs they belong to:
+
+
+# %%
+def backward(self, grad):
+    self.grad = self.grad + grad
+    if self.pull_back is not None:
+        for source, part in zip(self.inputs, self.pull_back(grad)):
+            source.backward(unbroadcast(part, source.data.shape))  # this line
+
+
+Value.backward = backward
+
+column, row = Value([[0], [10], [20]]), Value([1, 2, 3, 4])
+(column + row).backward(np.ones((3, 4)))
+print("column", column.grad.tolist(), "  row", row.grad.tolist())
+
+# %% [markdown]
+# Each number of the column was used once per column of the table, each of the row once per row.
+#
 # It has to work for every pair of shapes. So try all the odd ones: nothing at all (`()`), size one,
 # size zero. And compare with an honest referee, the nudge, which knows nothing of shapes.
 
 # %%
 rng = np.random.default_rng(0)
 PAIRS = [
-    ((2, 3), (3,)), ((2, 3), (2, 1)), ((2, 3), ()), ((2, 3), (1, 1)), ((4, 1, 3), (2, 1)),
-    ((5, 1), (1, 4)), ((0, 3), (3,)), ((2, 0), (1, 0)), ((1,), ()), ((2, 3), (2, 3)),
+    ((3, 1), (4,)), ((2, 3), (3,)), ((2, 3), (2, 1)), ((2, 3), ()), ((2, 3), (1, 1)),
+    ((4, 1, 3), (2, 1)), ((1, 3), (3,)), ((0, 3), (3,)), ((2, 0), (1, 1)), ((1,), ()), ((), ()),
 ]  # fmt: skip
 
 
@@ -117,78 +142,98 @@ def nudged(function, x, cotangent, h=1e-6):
     return slopes
 
 
+tried = []
 for first, second in PAIRS:
-    x, y = rng.standard_normal(first), rng.standard_normal(second)
-    cotangent = rng.standard_normal(np.broadcast_shapes(first, second))
-    ours = unbroadcast(cotangent * y, first), unbroadcast(cotangent * x, second)
-    assert np.allclose(ours[0], nudged(lambda v, y=y: v * y, x, cotangent), atol=1e-7)
-    assert np.allclose(ours[1], nudged(lambda v, x=x: x * v, y, cotangent), atol=1e-7)
     shape = np.broadcast_shapes(first, second)
-    print(f"{first!s:10} * {second!s:8} -> {shape!s:10} gradients {ours[0].shape}, {ours[1].shape}")
+    x, y, cotangent = (np.asarray(rng.standard_normal(n)) for n in (first, second, shape))
+    a, b = Value(x), Value(y)
+    (a * b).backward(cotangent)
+    assert np.allclose(a.grad, nudged(lambda v, y=y: v * y, x, cotangent), atol=1e-7)
+    assert np.allclose(b.grad, nudged(lambda v, x=x: x * v, y, cotangent), atol=1e-7)
+    tried.append((a, b, cotangent))
+    print(f"{first!s:9} * {second!s:6} -> {shape!s:9}   gradients {a.grad.shape}, {b.grad.shape}")
 
 # %% [markdown]
+# Mind the lines with a zero: a number stretched over nothing was used zero times, so its gradient
+# is there, has its shape, and is 0.
+#
 # ## The same from the package
 #
-# `tinygrad_edu` undoes broadcasting in one place, when a gradient arrives at the input it belongs
-# to. So no operation has to think of it, and none can forget it. It must agree with ours, to the
-# last bit:
+# `tinygrad_edu` undoes broadcasting in the same place: when a gradient arrives at the input it
+# belongs to. So no operation has to think of it, and none can forget it. It must agree with ours:
 
 # %%
 import tinygrad_edu as tg
 from tinygrad_edu import tape
 
-for first, second in PAIRS:
-    x, y = rng.standard_normal(first), rng.standard_normal(second)
-    cotangent = rng.standard_normal(np.broadcast_shapes(first, second))
-    s, t = tg.Tensor(x, requires_grad=True), tg.Tensor(y, requires_grad=True)
+for a, b, cotangent in tried:
+    s, t = (tg.Tensor(value.data, requires_grad=True) for value in (a, b))
     (s * t).backward(cotangent)
-    assert np.array_equal(s.grad, tape.unbroadcast(cotangent * y, first))
-    assert np.allclose(s.grad, unbroadcast(cotangent * y, first), rtol=1e-14)
-    assert np.allclose(t.grad, unbroadcast(cotangent * x, second), rtol=1e-14)
-    assert (s.grad.shape, t.grad.shape) == (first, second)
-say(f"All {len(PAIRS)} pairs of shapes agree, forward and back.")
+    for ours, theirs in ((a, s), (b, t)):
+        assert theirs.grad.shape == theirs.shape == ours.grad.shape
+        assert np.allclose(theirs.grad, ours.grad, rtol=1e-12, atol=1e-14)
+        shape = ours.data.shape
+        found, expected = tape.unbroadcast(cotangent, shape), unbroadcast(cotangent, shape)
+        assert found.shape == shape and np.allclose(found, expected, rtol=1e-12, atol=1e-14)
+say(f"All {len(tried)} pairs of shapes agree, forward and back.")
 
 # %% [markdown]
 # ## There and back
 
 # %%
-row = np.array([10.0, 20.0, 30.0])
-cotangent = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-summed = unbroadcast(cotangent, row.shape)
-
 from matplotlib.patches import Rectangle
 
-figure, axes = canvas(figsize=(9, 4.6))
+cotangent = np.array([[1, 0, 2, 1], [0, 3, 1, 1], [2, 1, 0, 4]])
+column, row = Value([[0], [10], [20]]), Value([1, 2, 3, 4])
+table = column + row
+table.backward(cotangent)
+
+figure, axes = canvas(figsize=(9.2, 4.3))
 axes.axis("off")
 
 
-def grid(numbers, left, top, color, title):
-    """Draws an array as cells, from its upper left corner."""
-    cells = np.atleast_2d(numbers)
-    for (i, j), number in np.ndenumerate(cells):
-        corner = (left + j, top - i - 1)
-        axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec=color, lw=1.6))
-        axes.text(corner[0] + 0.5, corner[1] + 0.5, f"{number:g}", color=color, ha="center",
-                  va="center", fontsize=13)  # fmt: skip
-    axes.text(left + cells.shape[1] / 2, top + 0.2, title, color=color, ha="center")
+def cells(numbers, left, top, color):
+    """Draws an array as a grid, from its upper left corner."""
+    for (i, j), number in np.ndenumerate(np.atleast_2d(numbers)):
+        x, y = left + j, top - i - 1
+        axes.add_patch(Rectangle((x, y), 1, 1, fc=(*color_of(color), 0.1), ec=color, lw=1.6))
+        axes.text(x + 0.5, y + 0.5, f"{number:g}", color=color, fontsize=13, **middle)
 
 
-def arrow(start, end, color, text, height):
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.8})
-    axes.text((start[0] + end[0]) / 2, height, text, color=color, ha="center", fontsize=9.5)
+def color_of(name):
+    return tuple(int(name[i : i + 2], 16) / 255 for i in (1, 3, 5))
 
 
-grid(row, 0, 4.4, BLUE, f"bias {row.shape}")
-grid(np.broadcast_to(row, (2, 3)), 7, 4.9, BLUE, "stretched (2, 3)")
-arrow((3.4, 3.9), (6.6, 3.9), BLUE, "forward: copied into each row", 4.05)
-grid(cotangent, 7, 1.5, ORANGE, "gradient of the sum (2, 3)")
-grid(summed, 0, 1.0, GREEN, f"gradient of bias {summed.shape}")
-arrow((6.6, 0.5), (3.4, 0.5), GREEN, "backward: summed over the rows", 0.65)
-axes.set(xlim=(-0.2, 10.2), ylim=(-0.7, 5.5), aspect="equal")
+def arrow(start, end, color):
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.6})
+
+
+middle = {"ha": "center", "va": "center"}
+sides = ((0, column.data, row.data, table.data), (9.2, column.grad, row.grad, cotangent))
+for left, at_the_side, on_top, inside in sides:
+    back = left > 0
+    cells(at_the_side, left, 3, ORANGE)
+    cells(on_top, left + 2, 5, BLUE)
+    cells(inside, left + 2, 3, INK)
+    for i in range(3):
+        ends = (left + 1.06, 2.5 - i), (left + 1.94, 2.5 - i)
+        arrow(*(ends[::-1] if back else ends), ORANGE)
+    for j in range(4):
+        ends = (left + 2.5 + j, 3.94), (left + 2.5 + j, 3.06)
+        arrow(*(ends[::-1] if back else ends), BLUE)
+    what = "gradient of the " if back else ""
+    axes.text(left + 4, 5.28, f"{what}row (4,)", color=BLUE, **middle)
+    label = "gradient of\nthe column\n(3, 1)" if back else "column\n(3, 1)"
+    axes.text(left + 0.5, 3.2, label, color=ORANGE, ha="center", va="bottom")
+    axes.text(left + 4, -0.32, f"{what}table (3, 4)", color=INK, **middle)
+    title = "backward: copies are summed" if back else "forward: arrays are copied"
+    axes.text(left + 3, 6.1, title, color=INK, fontsize=13, **middle)
+axes.set(xlim=(-0.6, 15.5), ylim=(-0.7, 6.4), aspect="equal")
+assert np.array_equal(row.grad, cotangent.sum(0)) and column.grad.shape == (3, 1)
 show(
     figure,
-    "What broadcasting copied on the way forward, the gradient sums on the way back: each element "
-    "of the bias receives what all of its copies received.",
+    "Forward, the row is copied down the table and the column across it; backward, the same arrows "
+    "turn round, and where an arrow spread copies it now collects their sum.",
     diagram=True,
 )
 
@@ -201,8 +246,9 @@ show(
 #
 # ## Exercise
 #
-# `np.where(condition, a, b)` takes three arrays, each of which may be stretched. Open
-# `lessons/exercises/lesson_02.py` and write its gradient, without help from the package.
+# `np.where(condition, a, b)` takes three arrays, each of which may be stretched. In the package the
+# tape would do the summing, for a `tg.Function` of your own as well. Here you are the tape: open
+# `lessons/exercises/lesson_02.py` and write the gradients with NumPy alone.
 #
 # ```sh
 # python -m lessons.check 2

@@ -169,23 +169,23 @@ merge_heads(out).shape, shares.shape
 # %%
 import tinygrad_edu as tg
 
-given = [split_heads(x, HEADS) for x in (q, k, v)]
-cotangent = rng.normal(size=out.shape)
+given = [split_heads(x, HEADS).astype(np.float32) for x in (q, k, v)]
+cotangent = rng.normal(size=out.shape).astype(np.float32)
 
 theirs = [tg.Tensor(x, requires_grad=True) for x in given]
 packaged = tg.functional.scaled_dot_product_attention(*theirs, is_causal=True)
 packaged.backward(cotangent)
 
 ours = [tg.Tensor(x, requires_grad=True) for x in given]
-scores = ours[0] @ ours[1].transpose(-1, -2) / np.sqrt(C // HEADS)
+scores = ours[0] @ ours[1].transpose(-1, -2) / (C // HEADS) ** 0.5
 past = np.tri(T, dtype=bool)
 written_out = tg.where(past, scores, -np.inf).softmax(-1) @ ours[2]
 written_out.backward(cotangent)
 
-np.testing.assert_allclose(packaged.data, out, rtol=1e-10, atol=1e-12)
+np.testing.assert_allclose(packaged.data, out, atol=1e-5)
 for a, b in zip(theirs, ours):
-    np.testing.assert_allclose(a.grad, b.grad, rtol=1e-10, atol=1e-12)
-say(f"The outputs differ by {abs(packaged.data - out).max():.0e} at most: rounding.")
+    np.testing.assert_allclose(a.grad, b.grad, atol=1e-5)
+say(f"The outputs differ by {abs(packaged.data - out).max():.0e} at most: float32's rounding.")
 
 # %% [markdown]
 # ## The matrix that nobody stores
@@ -257,7 +257,7 @@ def attention_in_tiles(q, k, v, tile=16):
 q, k, v = given
 for h in range(HEADS):
     tiled, lse = attention_in_tiles(q[h], k[h], v[h])
-    np.testing.assert_allclose(tiled, packaged.data[h], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(tiled, packaged.data[h], atol=1e-5)
 
 # %% [markdown]
 # Besides the output, one number per query is worth keeping: `lse`, the logarithm of the sum of
@@ -268,7 +268,7 @@ for h in range(HEADS):
 _, shares = attention(q[h], k[h], v[h])
 scores = q[h] @ k[h].T / np.sqrt(q.shape[-1])
 again = np.exp(scores - lse[:, None])
-np.testing.assert_allclose(again[past], shares[past], rtol=1e-10)
+np.testing.assert_allclose(again[past], shares[past], atol=1e-5)
 
 # %% [markdown]
 # The package's kernel cuts the matrix the other way: a block of queries against all keys they see.
@@ -333,11 +333,14 @@ class Reader(nn.Module):
         return self.answer(self.norm(x))
 
 
-def trained(layers, steps=500):
+STEPS = 300
+
+
+def trained(layers):
     rng = np.random.default_rng(1)
     model = Reader(layers, rng)
     optimizer = tg.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    for _ in range(steps):
+    for _ in range(STEPS):
         ids, answers = examples(32, rng)
         loss = F.cross_entropy(model(ids).reshape(-1, 26), answers.reshape(-1), ignore_index=SILENT)
         optimizer.zero_grad()
@@ -356,8 +359,8 @@ def agreement(model):
 
 one, two = trained(layers=1), trained(layers=2)
 say(
-    f"After 500 steps, one layer of attention agrees with the dictionary in {agreement(one):.0%} "
-    f"of the places, and two layers in {agreement(two):.0%}."
+    f"After {STEPS} steps, one layer of attention agrees with the dictionary in "
+    f"{agreement(one):.0%} of the places, and two layers in {agreement(two):.0%}."
 )
 assert agreement(two) > 0.9 > agreement(one)
 
@@ -410,7 +413,7 @@ for number, (axes, shares, color, goal, what) in enumerate(parts, 1):
 line = {"arrowstyle": "-", "color": INK, "shrinkB": 8, "relpos": (0.1, 1)}
 row = twister.index("h", 2)  # the second h
 panels[1].annotate(
-    "this h finds the e that\nfollowed the first h", (found[row], row), (0.8, 25), arrowprops=line
+    "this h finds the e that\nfollowed the first h", (found[row], row), (0.8, 27.2), arrowprops=line
 )
 panels[0].set_ylabel("query: who asks (position, as a letter)")
 show(

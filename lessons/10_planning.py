@@ -91,7 +91,7 @@ for name, (precision, _) in MACHINES.items():
     assert np.isclose(
         needed[name], scaling.break_even_tokens(BYTES[precision], rate, machine.bandwidth)
     )
-    print(f"{name:7} {rate / 1e12:7.1f} TFLOP/s, {machine.bandwidth / 1e9:4.0f} GB/s from outside:"
+    print(f"{name:7} {rate / 1e12:7.1f} TFLOP/s, {machine.bandwidth / 1e9:4.0f} GB/s, {precision}:"
           f"{needed[name]:8,.0f} tokens needed")  # fmt: skip
 
 # %% [markdown]
@@ -157,7 +157,8 @@ assert (forward < arrival) == (per_pass < needed["cs2"])
 
 # %% [markdown]
 # The planner does not estimate: it puts every fetch, product, gradient and update of the rehearsed
-# step on a virtual clock.
+# step on a virtual clock. There the chip can wait for a weight (fetch), for one of its few buffers
+# to fetch into (slots), for gradients to leave (drain), and for the update.
 
 # %%
 import time
@@ -178,7 +179,7 @@ faster = plan(job, wafers.but(bandwidth=1.5 * wafers.bandwidth))
 say(
     f"A step takes {planned.step_seconds:.1f} s in {planned.passes} passes, with an MFU of "
     f"{planned.mfu:.1%}. (Planning it took {took:.1f} s.) Links half as fast again would make it "
-    f"{faster.step_seconds:.1f} s, near the time of the products."
+    f"{faster.step_seconds:.1f} s."
 )
 assert planned.tokens_resident == per_pass and planned.break_even_tokens == needed["cs2"]
 
@@ -209,9 +210,10 @@ say(
 )
 
 # %% [markdown]
-# The same arithmetic judges what others say. MosaicML publishes what LLM Foundry achieves: a model
-# of 32 layers, 4096 wide, on eight A100, takes 37,130 tokens per second, which they call an MFU of
-# 64.23 %. And suppose somebody has the same GPUs do sixty thousand.
+# The same arithmetic judges what others say. MosaicML publishes what LLM Foundry achieves
+# (`mosaicml/llm-foundry`, `scripts/train/benchmarking/README.md`): a model of 32 layers, 4096 wide,
+# on eight A100, takes 37,130 tokens per second, which they call an MFU of 64.23 %. And suppose
+# somebody boasts that the same GPUs do sixty thousand.
 
 # %%
 import dataclasses
@@ -268,7 +270,7 @@ chip = tg.memory.Chip(foreseen + 2**20)  # and a little to fetch ahead
 in_memory, streamed = train(contextlib.nullcontext()), train(chip)
 model_bytes = 16 * scaling.count_parameters(config)  # weight, gradient and AdamW's two, in float32
 
-print("step", *(f"{i:10}" for i in range(len(streamed))))
+print("step     ", *(f"{i:<10}" for i in range(len(streamed))))
 print("in memory", *(f"{loss:.6f}  " for loss in in_memory))
 print("on a chip", *(f"{loss:.6f}  " for loss in streamed))
 say(
@@ -303,8 +305,8 @@ for axes, (name, (_, color)) in zip(panels, MACHINES.items()):
     axes.axhline(least, color=color, lw=1.4, ls="--")
     axes.text(1e6, least / 1.25, f"{least:,.0f} are needed", color=color, va="top")
     axes.text(1e8, tokens[0] / 1.1, "tokens that fit", color=color)
-    middle = np.sqrt(least * np.interp(8e6, between, curve))
-    axes.text(8e6, middle, "streaming is free", color=INK, style="italic", ha="center", va="center")
+    middle = np.sqrt(least * np.interp(1e8, between, curve))
+    axes.text(6e7, middle, "streaming is free", color=INK, style="italic", ha="center", va="center")
     if not free.all():
         axes.text(sizes[-1], tokens[-1] / 1.7, "it waits", color=RED, ha="center", va="top")
     axes.set(xlabel="size of the model (parameters)", xlim=(4e5, 6e11), ylim=(30, 3e7))

@@ -5,20 +5,6 @@ import numpy as np
 import tinygrad_edu as tg
 
 
-class Cube(tg.Function):
-    """x^3"""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x * x
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return 3 * grad * x * x
-
-
 class LeakyRelu(tg.Function):
     """x where it is positive, a tenth of it elsewhere."""
 
@@ -30,7 +16,22 @@ class LeakyRelu(tg.Function):
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
-        return np.where(x > 0, grad, 0.1)
+        return grad * np.where(x > 0, 1, 0.1)
+
+
+class Huber(tg.Function):
+    """x^2 / 2 near 0; straight on from x = -3 and x = 3, where the parabola has slopes -3 and 3."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        size = np.abs(x)
+        return np.where(size < 3, x * x / 2, 3 * size - 4.5)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * np.minimum(x, 3)
 
 
 class Softmax(tg.Function):
@@ -121,4 +122,4 @@ class Gate(tg.Function):
         return grad * s * (1 + x - x * s)
 
 
-ALL = {f.__name__: f for f in (Cube, LeakyRelu, Softmax, Center, LogSumExp, Hypot, Larger, Gate)}
+ALL = {f.__name__: f for f in (LeakyRelu, Huber, Softmax, Center, LogSumExp, Hypot, Larger, Gate)}

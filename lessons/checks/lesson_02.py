@@ -6,7 +6,7 @@ from types import ModuleType
 
 import numpy as np
 
-from lessons.check import Wrong, call, given, said
+from lessons.check import Wrong, call, given, said, same
 
 CASES = [  # shapes of condition, a, b
     ((2, 3), (2, 3), (2, 3)),
@@ -19,6 +19,7 @@ CASES = [  # shapes of condition, a, b
     ((5,), (1,), (5,)),
     ((3, 1), (1, 4), (3, 1)),
     ((4, 2, 3), (2, 3), (1, 1)),
+    ((1, 3), (3,), (1, 1)),  # as many numbers as the result, and another shape
     ((0, 3), (3,), (0, 3)),
     ((2, 0), (2, 1), ()),
     ((), (), ()),
@@ -57,7 +58,22 @@ def check(answer: ModuleType) -> str:
         ]  # fmt: skip
         for i, (name, size) in enumerate((("a", a_shape), ("b", b_shape))):
             compare(name, got[i], rights, i, grad, size, about)
+    infinite_gradients(function)
     return "Every copy gives back what it received, also where there is nothing at all."
+
+
+def infinite_gradients(function) -> None:
+    """A gradient that was not passed on must not leave a trace, however large it was."""
+    grad, condition = np.array([np.inf, 2.0, -np.inf]), np.array([True, False, False])
+    with np.errstate(invalid="ignore"):
+        got = call(function, grad, condition, (3,), (3,), about="an infinite gradient")
+    if np.isnan(got[0]).any() or np.isnan(got[1]).any():
+        raise Wrong(
+            "an infinite gradient, which one input should receive, makes the other one's NaN: 0 "
+            "times infinity is not 0, so choose between numbers instead of multiplying by a mask"
+        )
+    for name, found, expected in zip("ab", got, ([np.inf, 0.0, 0.0], [0.0, 2.0, -np.inf])):
+        same(found, expected, f"the gradient of {name}, for a gradient of [inf, 2, -inf],")
 
 
 def alone(answer: ModuleType) -> None:
@@ -73,7 +89,9 @@ def alone(answer: ModuleType) -> None:
 
 
 def describe(got) -> str:
-    return f"an array of shape {got.shape}" if isinstance(got, np.ndarray) else repr(got)
+    if isinstance(got, np.ndarray):
+        return f"an array of shape {got.shape}"
+    return f"{len(got)} of them" if isinstance(got, (tuple, list)) else repr(got)
 
 
 def compare(name, got, rights, i, grad, shape, about) -> None:
@@ -105,6 +123,18 @@ def compare(name, got, rights, i, grad, shape, about) -> None:
             f"{where} is the one of the other input: where the condition holds, a was chosen"
         )
     everything = element_by_element(grad, np.ones(grad.shape, bool), shape)
+    if np.allclose(got, -right):
+        raise Wrong(f"{where} has its sign turned round, and nothing in `where` subtracts")
+    if got.size > 1 and not got.any():
+        raise Wrong(f"{where} is 0 everywhere: whoever was chosen receives the gradient")
+    if got.size > 1 and np.allclose(got, right.sum()):
+        raise Wrong(
+            f"{where} has one sum for all its elements: each one adds up its own copies, no others"
+        )
+    if np.allclose(got, right - 2 * everything):
+        raise Wrong(
+            f"{where} looks like ~ of integers, which gives -1 and -2: keep the condition boolean"
+        )
     if np.allclose(got, everything):
         raise Wrong(
             f"{where} counts elements that were not chosen: they were not used, so they get 0"

@@ -27,7 +27,7 @@ def rehearsed(vocabulary: int, context: int, layers: int, width: int, batch: int
     ids = np.zeros((batch, context), int)
     with tg.memory.Rehearsal() as chip:
         GPT(config, recompute=recompute)(ids, ids)[1].backward()
-    return 16 * scaling.count_parameters(config), chip.budget.at_peak["activations"]
+    return 16 * scaling.count_parameters(config), chip.budget.peak_by_kind["activations"]
 
 
 def check(answer: ModuleType) -> str:
@@ -73,7 +73,7 @@ def why(got: float, case: tuple, recompute: bool, state: int, activations: int) 
         (state + activations / context, "activations are kept for every token of the context"),
         (state + activations + 4 * batch * heads * context**2 * (1 if recompute else layers),
          "no matrix of scores (context x context) is kept: attention works in tiles"),
-        (state + array * layers * 8 + 6 * array,
+        (state + array * layers * 8 + 5 * array,
          "half of a layer is missing: the MLP's inside is four times as wide, twice"),
         (state + 16 * array * layers * layers, "16 arrays per layer, not 16 for each pair of them"),
     ]  # fmt: skip

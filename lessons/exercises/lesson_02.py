@@ -17,6 +17,8 @@ def where(condition, a, b):
 def where_backward(grad, condition, a_shape, b_shape):
     """Gradients of a, of shape `a_shape`, and of b, of shape `b_shape`.
 
-    grad: the gradient of the result, and of its shape. condition: booleans, as they were given.
+    grad: the gradient of the result, and of its shape; it may hold infinities. condition: an array
+    of booleans, as it was given, so it may have been stretched as well. The arguments stay as they
+    are.
     """
     raise NotImplementedError("Who was chosen receives the gradient; what was copied, the sum.")

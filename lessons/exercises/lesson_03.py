@@ -3,10 +3,11 @@
 Write `counterexamples()`, which gives a dictionary with three entries: the name of a function and
 inputs on which `tg.gradcheck` of its `apply` fails, as a tuple of float64 arrays. For instance
 
-    {"Cube": (np.array([1.0, -2.0]),), ...}
+    {"Gate": (np.array([1.0, -2.0]),), ...}
 
-says that `tg.gradcheck(Cube.apply, np.array([1.0, -2.0]))` fails. (It does not.) Mind that an
-honest function fails too where it has a kink, and so has no derivative: those inputs prove nothing.
+says that `tg.gradcheck(suspects.Gate.apply, np.array([1.0, -2.0]))` fails. (It does not.) Mind that
+an honest function fails too where it has a kink, or is infinite, and so has no derivative: those
+inputs prove nothing. Read what the GradcheckError says.
 
 Then: python -m lessons.check 3
 """

@@ -5,7 +5,7 @@ Write `peak_bytes`. Then: python -m lessons.check 8
 
 
 def peak_bytes(vocabulary, context, layers, width, batch, recompute):
-    """Bytes of weights, gradients, AdamW's averages, and activations at their peak, in float32.
+    """Bytes of weights, gradients and AdamW's averages, plus activations at their peak, in float32.
 
     The model is this package's GPT: a token table (vocabulary, width), which is the output layer,
     too, a position table (context, width), and `layers` layers without biases. Leave out what is

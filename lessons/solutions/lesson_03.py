@@ -5,8 +5,8 @@ import numpy as np
 
 def counterexamples():
     return {
-        # where x is negative, `grad` is missing: a cotangent of ones hides it
-        "LeakyRelu": (np.array([-1.0, 2.0]),),
+        # the slope stays at 3 far to the right, but not at -3 far to the left
+        "Huber": (np.array([-5.0, 1.0, 5.0]),),
         # the mean should be weighted by y: a cotangent of ones hides it, and so do equal x
         "Softmax": (np.array([0.5, -0.3, 1.0]),),
         # the mean is over everything, not over each row: a single row hides it

@@ -89,6 +89,8 @@ def test_it_runs_from_top_to_bottom(source):
 def follow_the_rules(notebook):
     outputs = outputs_of(notebook)
     assert not [out for out in outputs if out.output_type == "error"]
+    warnings = [out.text for out in outputs if out.get("name") == "stderr"]
+    assert not warnings, warnings
     assert [out for out in outputs if "image/png" in out.get("data", {})], "it has no figure"
     for cell in notebook.cells:
         text = "".join(printed(out) for out in cell.get("outputs", []))

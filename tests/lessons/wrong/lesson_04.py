@@ -42,7 +42,7 @@ WRONG = [
         "memory read as if it were whole",
         PIECE,
         "b = b if b.base is None else b.base.ravel()[: b.size].reshape(b.shape); " + PIECE,
-        "right for a whole matrix and wrong for a slice|changes|expected",
+        "do not rely on how its numbers lie",
     ),
     ("panels behind k", RETURN, "    return packed.swapaxes(0, 1).copy()\n", "panels come first"),
     ("no return", RETURN, "", "is a `return` missing"),

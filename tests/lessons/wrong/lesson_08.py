@@ -1,7 +1,7 @@
 """Typical wrong answers to lesson 8: what, the solution's text, what stands there, the verdict."""
 
 RETURN = "return 16 * parameters + arrays * array"
-KEPT = "arrays = 16 * layers + 6  # everything"
+KEPT = "arrays = 16 * layers + 5  # everything"
 
 WRONG = [
     ("no activations", RETURN, "return 16 * parameters", "activations are missing"),
@@ -13,9 +13,9 @@ WRONG = [
     ("one sequence", "array = 4 * batch * context", "array = 4 * context", "every sequence"),
     ("scores kept", RETURN, "return 16 * parameters + arrays * array + (1 if recompute else layers)"
      " * 4 * batch * width // 64 * context**2", "in tiles"),
-    ("a layer kept", KEPT, "arrays = 16 + 6  # everything", "a single layer|too little"),
+    ("a layer kept", KEPT, "arrays = 16 + 5  # everything", "a single layer|too little"),
     ("inputs only", KEPT, "arrays = layers  # everything", "all 16 stay"),
     ("recompute ignored", "    if recompute:\n", "    if recompute is None:\n", "its input only"),
-    ("the layer at hand", "arrays = layers + 22", "arrays = layers", "its own arrays while it is"),
-    ("its gradients", "arrays = layers + 22", "arrays = layers + 16", "gradients live, too"),
+    ("the layer at hand", "arrays = layers + 16 + 5", "arrays = layers", "its own arrays while"),
+    ("its gradients", "arrays = layers + 16 + 5", "arrays = layers + 16", "gradients live, too"),
 ]  # fmt: skip
