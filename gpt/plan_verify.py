@@ -3,8 +3,8 @@
 Each row is a preset, resident or on a chip of some budget, with recompute or without: the planned
 step time against the median of real steps, and the planned peak of the chip against the real one.
 A process of its own takes the steps of each row, so that nothing is left over from the one before.
-Steps of milliseconds suffer most from what else a machine does, so three processes take those, and
-the median of the one that was disturbed least counts.
+Steps of milliseconds suffer most from what else a machine does, so three processes take those, in
+turns with the other rows, and the median of the one that was disturbed least counts.
 """
 
 import contextlib
@@ -65,26 +65,31 @@ class Row:
 def verify(preset: cli.TrainConfig, machine: Hardware, rounds: int = STEPS) -> Iterator[Row]:
     """All rows of one preset; `rounds` or more steps each."""
     model = preset.model(preset.vocab_size or 256)
+    cases = []
     for recompute in (False, True):
         least = need(model, preset.batch_size, recompute, "fp32", machine).nbytes
         for budget in (None, *(int(least * times) for times in BUDGETS)):
             chip = machine if budget is None else machine.but(memory=budget)
             tokens = float(preset.batch_size * model.block_size)
             job = Job(model, preset.batch_size, tokens, "fp32", recompute, True, budget is None)
-            planned = plan(job, chip)
+            cases.append((budget, recompute, plan(job, chip)))
+    again = PROCESSES if cases[0][-1].step_seconds < SHORT else 1
+    taken: list[list[dict[str, Any]]] = [[] for _ in cases]
+    for turn in range(again):  # so that a disturbance of some seconds meets each row but once
+        for found, (budget, recompute, planned) in zip(taken, cases, strict=True):
             enough = max(rounds, math.ceil(LEAST / planned.step_seconds))
-            again = PROCESSES if planned.step_seconds < SHORT else 1
-            about = (model, preset.batch_size, recompute, budget, enough)
-            taken = min((measured(*about) for _ in range(again)), key=lambda t: t["seconds"])
-            yield Row(
-                preset.preset,
-                budget,
-                recompute,
-                planned.step_seconds,
-                taken["seconds"],
-                planned.need.nbytes if budget else 0,
-                taken["peak"],
-            )
+            found.append(measured(model, preset.batch_size, recompute, budget, enough))
+            if turn + 1 == again:
+                best = min(found, key=lambda one: one["seconds"])
+                yield Row(
+                    preset.preset,
+                    budget,
+                    recompute,
+                    planned.step_seconds,
+                    best["seconds"],
+                    planned.need.nbytes if budget else 0,
+                    best["peak"],
+                )
 
 
 def measured(

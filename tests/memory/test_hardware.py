@@ -290,6 +290,7 @@ def test_what_is_measured_makes_sense(monkeypatch):
     monkeypatch.setattr(calibrate, "PRODUCTS", ((256, 256, 256), (64, 512, 128)))
     monkeypatch.setattr(calibrate, "PRODUCT_FLOPS", 1e8)
     monkeypatch.setattr(calibrate, "ELEMENTS", 1 << 20)
+    monkeypatch.setattr(calibrate, "TURNS", 1)
     found = calibrate.measure()
     assert found.keys() == MEASURED.keys() == set(calibrate.MEASURED)
     assert 0 < found["achieved"] <= 1

@@ -3,7 +3,9 @@
 The numbers that the virtual clock divides by: how fast products of a GPT's shapes are, how fast a
 fused element-wise kernel crosses memory, how fast a second thread copies blocks as the chip's
 reader does, how fast AdamW passes over its arrays, how fast the operating system gives memory, and
-what an op and a transfer cost when they compute and move next to nothing. All are medians. They are
+what an op and a transfer cost beside all that. What else a machine does comes and goes, so all of
+it is measured in some turns that lie seconds apart: of rates, the median counts, as long steps have
+their share of disturbances; of short steps, the best, as most of them fall between. The numbers are
 kept on disk under the CPU's name, the number of threads and the versions of NumPy and Numba; a
 damaged file is measured anew.
 
@@ -37,17 +39,19 @@ from .chip import Chip
 from .hardware import ONE, THIS_MACHINE, Hardware, Source
 from .rehearsal import Rehearsal
 
-FORMAT = 3  # raise it when something else is measured under the same name
+FORMAT = 4  # raise it when something else is measured under the same name
 PRODUCTS = (  # (M, N, K): forward, and the two of backward, of a GPT's linear layers
     (768, 512, 128), (1024, 2304, 768), (1024, 768, 3072), (1024, 768, 2304), (2304, 768, 1024),
     (2048, 1536, 384), (384, 1536, 2048),
 )  # fmt: skip
-TURNS = 64 << 20  # bytes of operands that take turns: more than a cache holds
+OPERANDS = 64 << 20  # bytes of those that take turns: more than a cache holds
 PRODUCT_FLOPS = 1e9  # per measurement: long enough for the clock, short enough for a user
 ELEMENTS = 1 << 23  # of float32, beyond any cache
-BLOCK = 16 << 20  # bytes that the reader copies at once
+BLOCK, COPIES = 16 << 20, 8  # bytes that the reader copies at once, and how often
 FRESH = 64 << 20  # bytes asked of the operating system, in blocks of a megabyte
-TINY = (6, 32, 2, 16)  # layers, width, heads and rows of a model with next to nothing to compute
+STEPS = {"in RAM": None, "on a chip": 256 << 20}  # where small steps are taken
+TURNS = 5
+SMALL = (4, 64, 4, 4, 64)  # layers, width, heads, sequences and context of a small transformer
 MEASURED = (
     "peak", "achieved", "memory_bandwidth", "bandwidth", "optimizer_bandwidth", "overhead",
     "transfer_overhead", "mapping_bandwidth",
@@ -65,39 +69,39 @@ def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
     return statistics.median(times)
 
 
-def product_rates(memory_bandwidth: float) -> list[float]:
-    """FLOP/s of each of `PRODUCTS`, float32, beside the time in which operands cross memory.
+def product_seconds(m: int, n: int, k: int) -> float:
+    """(m, k) @ (k, n), float32.
 
     Operands take turns, so that they are as far away as those of a step are.
     """
-    rng, rates = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    sets = [
+        (rng.random((m, k), np.float32), rng.random((k, n), np.float32),
+         np.empty((m, n), np.float32))
+        for _ in range(-(-OPERANDS // operand_bytes(m, n, k)))
+    ]  # fmt: skip
+    count = math.ceil(PRODUCT_FLOPS / (2 * m * n * k))
 
-    def repeated(count: int, sets: list[tuple[np.ndarray, ...]]) -> None:
+    def repeated() -> None:
         for i in range(count):
             numba_backend(*sets[i % len(sets)])
 
-    for m, n, k in PRODUCTS:
-        flops, nbytes = 2 * m * n * k, 4 * (m * k + k * n + m * n)
-        count = math.ceil(PRODUCT_FLOPS / flops)
-        sets = [
-            (rng.random((m, k), np.float32), rng.random((k, n), np.float32),
-             np.empty((m, n), np.float32))
-            for _ in range(-(-TURNS // nbytes))
-        ]  # fmt: skip
-        seconds = median_seconds(functools.partial(repeated, count, sets)) / count
-        rates.append(flops / (seconds - nbytes / memory_bandwidth))
-    return rates
+    return median_seconds(repeated, 3) / count
 
 
-def elementwise_rate() -> float:
-    """Bytes/s, read plus written, of GELU."""
+def operand_bytes(m: int, n: int, k: int) -> int:
+    return 4 * (m * k + k * n + m * n)
+
+
+def elementwise_seconds() -> float:
+    """GELU: 8 bytes per element, read and written."""
     x = np.ones(ELEMENTS, np.float32)
-    return 2 * x.nbytes / median_seconds(lambda: elementwise.gelu(x, True))
+    return median_seconds(lambda: elementwise.gelu(x, True))
 
 
-def copy_rate() -> float:
-    """Bytes/s that arrive when a second thread copies one block after the other."""
-    source = np.ones((8, BLOCK), np.uint8)  # more than a cache holds
+def copy_seconds() -> float:
+    """A second thread copies COPIES blocks, one after the other."""
+    source = np.ones((COPIES, BLOCK), np.uint8)  # more than a cache holds
     target = np.empty(BLOCK, np.uint8)
 
     def in_a_thread() -> None:
@@ -105,79 +109,102 @@ def copy_rate() -> float:
         mover.start()
         mover.join()
 
-    return source.nbytes / median_seconds(in_a_thread)
+    return median_seconds(in_a_thread)
 
 
-def update_rate() -> float:
-    """Bytes/s, read plus written, of AdamW: 28 per parameter."""
+def update_seconds() -> float:
+    """AdamW: 28 bytes per element, read and written."""
     w, grad, m, v = (np.ones(ELEMENTS, np.float32) for _ in range(4))
     numbers = dict(lr=1e-3, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, step=10)
-    return 7 * w.nbytes / median_seconds(lambda: update.adamw(w, grad, m, v, **numbers))
+    return median_seconds(lambda: update.adamw(w, grad, m, v, **numbers))
 
 
-def mapping_rate() -> float:
-    """Bytes/s of memory that was not there before, touched once."""
+def mapping_seconds() -> float:
+    """FRESH bytes of memory that was not there before, touched once."""
 
     def touch() -> None:
         for _ in range(FRESH // LARGE):
             mapped_block(LARGE).fill(1)
 
-    return FRESH / median_seconds(touch, 3)
+    return median_seconds(touch, 3)
 
 
-def tiny_step() -> Callable[[], None]:
-    """One step of a transformer so small that it computes next to nothing."""
-    layers, width, heads, rows = TINY
-    parts = [
-        (nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width))
+def small_step() -> Callable[[], None]:
+    """One step of a transformer that computes little, but enough to sweep Python out of caches."""
+    layers, width, heads, batch, context = SMALL
+    blocks = [
+        (nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width),
+         nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width))
         for _ in range(layers)
-    ]
-    optimizer = optim.AdamW([p for part in parts for layer in part for p in layer.parameters()])
-    start = np.ones((1, rows, width), np.float32)
+    ]  # fmt: skip
+    optimizer = optim.AdamW([p for block in blocks for part in block for p in part.parameters()])
+    start = np.ones((batch, context, width), np.float32)
 
     def step() -> None:
         optimizer.zero_grad()
         x = Tensor(start)
-        for norm, into, out in parts:
+        for norm_1, into, out, norm_2, up, down in blocks:
             q, k, v = (
-                part.reshape(1, rows, heads, width // heads).transpose(1, 2)
-                for part in into(norm(x)).split(width, axis=2)
+                part.reshape(batch, context, heads, width // heads).transpose(1, 2)
+                for part in into(norm_1(x)).split(width, axis=2)
             )
             y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            y = out(y.transpose(1, 2).reshape(1, rows, width))
-            x = x + functional.gelu(y, approximate="tanh")
+            x = x + out(y.transpose(1, 2).reshape(batch, context, width))
+            x = x + down(functional.gelu(up(norm_2(x)), approximate="tanh"))
         x.sum().backward()
+        optim.clip_grad_norm_(optimizer.params, 1.0)
         optimizer.step()
 
     return step
 
 
-def overheads() -> tuple[float, float]:
-    """Seconds per op in RAM, and what each transfer adds to it on a chip."""
-    with Rehearsal() as chip:
-        tiny_step()()
-    ops = sum(work.ops for work in chip.works)
-    transfers = sum(work.transfers for work in chip.works)
-    in_ram = median_seconds(tiny_step(), 25)
-    with Chip(256 << 20):
-        on_chip = median_seconds(tiny_step(), 25)
-    return in_ram / ops, max(0.0, on_chip - in_ram) / transfers
+def step_seconds(chip: int | None) -> float:
+    """The small step in RAM, or on a chip of so many bytes."""
+    with contextlib.nullcontext() if chip is None else Chip(chip):
+        return median_seconds(small_step(), 15)
+
+
+def taken_in_turns() -> dict[Any, float]:
+    """What is measured -> seconds, over all turns."""
+    clocks: dict[Any, Callable[[], float]] = {
+        "elementwise": elementwise_seconds,
+        "copy": copy_seconds,
+        "update": update_seconds,
+        "mapping": mapping_seconds,
+    }
+    clocks |= {where: functools.partial(step_seconds, chip) for where, chip in STEPS.items()}
+    clocks |= {shape: functools.partial(product_seconds, *shape) for shape in PRODUCTS}
+    turns = [{what: clock() for what, clock in clocks.items()} for _ in range(TURNS)]
+    return {
+        what: (min if what in STEPS else statistics.median)(turn[what] for turn in turns)
+        for what in clocks
+    }
 
 
 def measure() -> dict[str, float]:
     """The numbers of `MEASURED`, now."""
-    memory_bandwidth = elementwise_rate()
-    rates = product_rates(memory_bandwidth)
-    per_op, per_transfer = overheads()
+    seconds = taken_in_turns()
+    memory_bandwidth = 8 * ELEMENTS / seconds["elementwise"]
+    rates = [
+        2 * m * n * k / (seconds[m, n, k] - operand_bytes(m, n, k) / memory_bandwidth)
+        for m, n, k in PRODUCTS
+    ]
+    with Rehearsal() as chip:
+        small_step()()
+    flops, touched, ops, transfers = (
+        sum(getattr(work, what) for work in chip.works)
+        for what in ("flops", "touched", "ops", "transfers")
+    )
+    accounted = flops / statistics.median(rates) + touched / memory_bandwidth
     return {
         "peak": max(rates),
         "achieved": statistics.median(rates) / max(rates),
         "memory_bandwidth": memory_bandwidth,
-        "bandwidth": copy_rate(),
-        "optimizer_bandwidth": update_rate(),
-        "overhead": per_op,
-        "transfer_overhead": per_transfer,
-        "mapping_bandwidth": mapping_rate(),
+        "bandwidth": COPIES * BLOCK / seconds["copy"],
+        "optimizer_bandwidth": 28 * ELEMENTS / seconds["update"],
+        "overhead": max(0.0, seconds["in RAM"] - accounted) / ops,
+        "transfer_overhead": max(0.0, seconds["on a chip"] - seconds["in RAM"]) / transfers,
+        "mapping_bandwidth": FRESH / seconds["mapping"],
     }
 
 
@@ -288,7 +315,7 @@ def as_hardware(measured: dict[str, float]) -> Hardware:
             "bandwidth": seen("copies of 16 MiB blocks by a second thread"),
             "latency": Source("assumed: a copy starts at once", False),
             "optimizer_bandwidth": seen("AdamW on 8 million parameters"),
-            "overhead": seen("a step with next to nothing to compute"),
+            "overhead": seen("what a small transformer's step takes beside its products and bytes"),
             "transfer_overhead": seen("what the same step takes longer on a chip"),
             "mapping_bandwidth": seen("blocks of a megabyte, new from the operating system"),
             "chips": ONE,
