@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tinygrad_edu.memory import calibrate
+from tinygrad_edu.memory import Rehearsal, calibrate
 from tinygrad_edu.memory.hardware import (
     GIVEN,
     MAY_BE_NONE,
@@ -297,6 +297,34 @@ def test_what_is_measured_makes_sense(monkeypatch):
     assert 1e8 < found["peak"] < 1e14
     for name in ("memory_bandwidth", "bandwidth", "optimizer_bandwidth", "mapping_bandwidth"):
         assert 1e7 < found[name] < 1e13, name
-    assert 1e-7 < found["overhead"] < 1e-2
+    assert 0 <= found["overhead"] < 1e-2  # a remainder: a busy machine may leave nothing of it
     assert 0 <= found["transfer_overhead"] < 1e-2
     assert calibrate.as_hardware(found).peak_of("fp32") == found["peak"]
+
+
+def test_numbers_follow_from_the_seconds(monkeypatch):
+    """On a machine whose clocks are known: 100 GFLOP/s, 10 GB/s, 20 us per op, 30 per transfer."""
+    with Rehearsal() as chip:
+        calibrate.small_step()()
+    flops, touched, ops, transfers = (
+        sum(getattr(work, what) for work in chip.works)
+        for what in ("flops", "touched", "ops", "transfers")
+    )
+    in_ram = flops / 1e11 + touched / 1e10 + ops * 20e-6
+    seconds = {
+        "elementwise": 8 * calibrate.ELEMENTS / 1e10,
+        "copy": calibrate.COPIES * calibrate.BLOCK / 2e10,
+        "update": 28 * calibrate.ELEMENTS / 3e10,
+        "mapping": calibrate.FRESH / 4e9,
+        "in RAM": in_ram,
+        "on a chip": in_ram + transfers * 30e-6,
+    }
+    for m, n, k in calibrate.PRODUCTS:
+        seconds[m, n, k] = 2 * m * n * k / 1e11 + 4 * (m * k + k * n + m * n) / 1e10
+    monkeypatch.setattr(calibrate, "taken_in_turns", lambda: seconds)
+    wanted = {
+        "peak": 1e11, "achieved": 1.0, "memory_bandwidth": 1e10, "bandwidth": 2e10,
+        "optimizer_bandwidth": 3e10, "overhead": 20e-6, "transfer_overhead": 30e-6,
+        "mapping_bandwidth": 4e9,
+    }  # fmt: skip
+    assert calibrate.measure() == pytest.approx(wanted)
