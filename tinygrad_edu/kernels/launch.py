@@ -2,8 +2,9 @@
 
 A kernel's work is cut into pieces, numbered from 0. The cuts depend on shapes alone, and whoever
 takes a piece does all of it, so the bits of a result do not depend on the number of threads. Each
-thread takes the next number from a counter, so that a thread the operating system holds up takes
-fewer pieces instead of keeping the others waiting.
+thread has an equal share of the numbers, in order: from op to op it meets the same rows again, and
+finds them in its own cache. A thread whose share is done takes from the others', so that one the
+operating system holds up takes fewer pieces instead of keeping everybody waiting.
 
     @task
     def double(arrays, sizes, numbers, piece, slot):
@@ -35,7 +36,8 @@ from numba.extending import intrinsic
 
 from . import jit, switch
 
-ARRAYS, SIZES, NUMBERS = 16, 64, 8  # what the block has room for, after the counter
+ARRAYS, SIZES, NUMBERS = 16, 64, 8  # what the block has room for, before the counters
+COUNTER = 64  # bytes from one thread's counter to the next one's: a cache line each
 HEADER = object.__basicsize__  # bytes of an ndarray object before its data pointer, its first field
 SMALL = 1 << 15  # elements: below this, waking a second thread costs more than it helps
 
@@ -104,10 +106,10 @@ def pieces(rows: int, row_size: int, grain: int = SMALL // 2) -> tuple[int, int]
 
 
 @intrinsic
-def _call(typingctx, address, block, count, slot):
-    """Calls the task at `address` for one piece after another until all `count` are taken.
+def _take(typingctx, address, block, place, end, slot):
+    """Calls the task at `address` for the pieces that the counter at `place` gives out, to `end`.
 
-    The block: counter, array pointers, sizes, numbers, 8 bytes each.
+    The block: array pointers, sizes, numbers, 8 bytes each; then the counters, one per thread.
     """
 
     def codegen(context, builder, signature, args):
@@ -115,21 +117,32 @@ def _call(typingctx, address, block, count, slot):
         kind = ir.FunctionType(ir.VoidType(), [pointer] * 3 + [i64] * 2)
         function = builder.inttoptr(args[0], kind.as_pointer())
         base = builder.inttoptr(args[1], pointer)
-        at = [8, 8 + 8 * ARRAYS, 8 + 8 * (ARRAYS + SIZES)]
+        counter = builder.inttoptr(args[2], i64.as_pointer())
+        at = [0, 8 * ARRAYS, 8 * (ARRAYS + SIZES)]
         places = [builder.gep(base, [i64(offset)]) for offset in at]
-        counter = builder.bitcast(base, i64.as_pointer())
         loop, body, done = (builder.append_basic_block(n) for n in ("pieces", "piece", "done"))
         builder.branch(loop)
         builder.position_at_end(loop)
         piece = builder.atomic_rmw("add", counter, i64(1), "monotonic")
-        builder.cbranch(builder.icmp_signed("<", piece, args[2]), body, done)
+        builder.cbranch(builder.icmp_signed("<", piece, args[3]), body, done)
         builder.position_at_end(body)
-        builder.call(function, [*places, piece, args[3]])
+        builder.call(function, [*places, piece, args[4]])
         builder.branch(loop)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), codegen
+    return types.void(*[types.int64] * 5), codegen
+
+
+@intrinsic
+def _write(typingctx, address, value):
+    """The int64 at an address."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(args[1], builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -138,7 +151,7 @@ def _read_pointers(typingctx, block, count, header):
 
     def codegen(context, builder, signature, args):
         i64 = ir.IntType(64)
-        base = builder.inttoptr(builder.add(args[0], i64(8)), i64.as_pointer())
+        base = builder.inttoptr(args[0], i64.as_pointer())
         with cgutils.for_range(builder, args[1], intp=i64) as loop:
             place = builder.gep(base, [loop.index])
             array = builder.load(place)
@@ -150,18 +163,28 @@ def _read_pointers(typingctx, block, count, header):
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-def launch(address, block, arrays, header, count, threads):
+@njit
+def _share(address, block, counters, count, threads, slot):
+    """This thread's share of the pieces, then what is left of the others'."""
+    for i in range(threads):
+        owner = (slot + i) % threads
+        _take(address, block, counters + COUNTER * owner, (owner + 1) * count // threads, slot)
+
+
+def launch(address, block, counters, arrays, header, count, threads):
     """Runs `count` pieces of the task at `address` on `threads` threads."""
     _read_pointers(block, arrays, header)
+    for slot in range(threads):
+        _write(counters + COUNTER * slot, slot * count // threads)
     if threads == 1:
-        _call(address, block, count, 0)
+        _share(address, block, counters, count, 1, 0)
     else:
         for slot in prange(threads):
-            _call(address, block, count, slot)
+            _share(address, block, counters, count, threads, slot)
 
 
 _launch = jit.Kernel(
-    launch, lambda dtype: types.void(*[types.int64] * 6), parallel=True, nogil=True
+    launch, lambda dtype: types.void(*[types.int64] * 7), parallel=True, nogil=True
 )
 
 
@@ -169,12 +192,14 @@ class Block:
     """The memory that carries one call's arguments, one per Python thread."""
 
     def __init__(self) -> None:
-        self.memory = np.zeros(1 + ARRAYS + SIZES + NUMBERS, np.int64)
+        words = ARRAYS + SIZES + NUMBERS
+        self.memory = np.zeros(words + (config.NUMBA_NUM_THREADS + 1) * COUNTER // 8, np.int64)
         self.address = self.memory.ctypes.data
+        self.counters = -(-(self.address + 8 * words) // COUNTER) * COUNTER
 
 
-SHORT = {n: struct.Struct(f"{n}q") for n in range(1 + SIZES)}
-LONG = {n: struct.Struct(f"{n}d") for n in range(1 + NUMBERS)}
+SHORT = {n: struct.Struct(f"{n}q") for n in range(SIZES + 1)}
+LONG = {n: struct.Struct(f"{n}d") for n in range(NUMBERS + 1)}
 
 
 class Task:
@@ -206,11 +231,11 @@ class Task:
         except AttributeError:
             block = _local.block = Block()
         memory, held = block.memory, [0 if a is None else id(a) for a in arrays]
-        SHORT[1 + len(held)].pack_into(memory, 0, 0, *held)
-        SHORT[len(sizes)].pack_into(memory, 8 + 8 * ARRAYS, *sizes)
-        LONG[len(numbers)].pack_into(memory, 8 + 8 * (ARRAYS + SIZES), *numbers)
+        SHORT[len(held)].pack_into(memory, 0, *held)
+        SHORT[len(sizes)].pack_into(memory, 8 * ARRAYS, *sizes)
+        LONG[len(numbers)].pack_into(memory, 8 * (ARRAYS + SIZES), *numbers)
         workers = 1 if small else min(_threads, count)
-        _launch["d"](address, block.address, len(held), HEADER, count, workers)
+        _launch["d"](address, block.address, block.counters, len(held), HEADER, count, workers)
 
     def compile(self, dtype: str) -> tuple:
         scalar = {"f": types.float32, "d": types.float64}[dtype]

@@ -151,6 +151,8 @@ def blocked(
     extra_row,
     todo,
     add,
+    m,
+    n,
     plan,
     state,
     at,
@@ -161,21 +163,12 @@ def blocked(
 
     a, b, c         pointers with strides in bytes; C contiguous along n
     bias, extra     what `finish` needs for `todo`; extra contiguous along n, like C
-    plan            the cuts, see `_plan` in gemm.py
+    m, n, plan      the size of C, and the cuts for this size or a larger one: `_plan` in gemm.py
     state, at       from state[at] on: the counter of tasks, and what is done; zero at the start
     pa, pb          pointers to this thread's room for (mc, kc) of A, and to the common room for
                     twice (kc, nc) of B
     """
-    m, n, k, mc, kc, nc, nt, nb = (
-        plan[0],
-        plan[1],
-        plan[2],
-        plan[3],
-        plan[4],
-        plan[5],
-        plan[6],
-        plan[7],
-    )
+    k, mc, kc, nc, nt, nb = plan[2], plan[3], plan[4], plan[5], plan[6], plan[7]
     tiles_m, tiles_n, panels, columns, packs = plan[8], plan[9], plan[10], plan[11], plan[12]
     size, wide, tiles, blocks = itemsize(a), width(B, a), tiles_m * tiles_n, panels * columns
     packed, computed, summed = at + 1, at + 1 + blocks, at + 1 + 2 * blocks

@@ -8,7 +8,7 @@ from numba import njit, prange, types
 
 from ..jit import Kernel
 from .blocked import blocked, fetch_add, finish
-from .gemm import BLOCKED, DIRECT, THIN
+from .gemm import BLOCKED, COUNTER, DIRECT
 from .microkernel import itemsize, pointer, step
 from .unpacked import direct, dots, thin
 
@@ -88,126 +88,84 @@ def matmul_here(a, b, c, bias, extra, todo, add, way, space):
 
 
 @njit(error_model="numpy")
+def _pieces(c, plan):
+    """How many pieces of the size in the plan the results of a batch are cut into."""
+    down, across = -(-c.shape[2] // plan[0]), -(-c.shape[3] // plan[1])
+    return c.shape[0] * c.shape[1] * down * across
+
+
+@njit(error_model="numpy")
 def _share(
-    slot, a, b, c, bias, extra, todo, add, way, plan, state, state_step, a_space, b_space, b_step
-):
-    """One thread's share of a batch (b0, b1, m, n): take pieces from a queue until it is empty."""
-    m, n, k, kc, mc = plan[0], plan[1], plan[2], plan[4], plan[3]
-    size, b1, batch = a.itemsize, c.shape[1], c.shape[0] * c.shape[1]
+    slot, threads, a, b, c, bias, extra, todo, add, way, plan, state, state_step,
+    a_space, b_space, b_step,
+):  # fmt: skip
+    """One thread's share of a batch (b0, b1, m, n): its own pieces, then what others left."""
+    m, n, height, width, k, mc, kc = *c.shape[2:], plan[0], plan[1], plan[2], plan[3], plan[4]
+    size, b1, count = a.itemsize, c.shape[1], _pieces(c, plan)
     bias_row = bias.strides[2] if bias.shape[2] > 1 else 0
     bias_col = bias.strides[3] if bias.shape[3] > 1 else 0
     c_col = c.strides[3] if n > 1 else size
     own = step(pointer(a_space), slot * mc * kc * size)
-    if way == BLOCKED and batch == 1:  # all threads on one product
+    if way == BLOCKED and count == 1:  # all threads on one product
         blocked(
-            pointer(a),
-            a.strides[2],
-            a.strides[3],
-            pointer(b),
-            b.strides[2],
-            b.strides[3],
-            pointer(c),
-            c.strides[2],
-            pointer(bias),
-            bias_row,
-            bias_col,
-            pointer(extra),
-            extra.strides[2],
-            todo,
-            add,
-            plan,
-            state,
-            0,
-            own,
-            pointer(b_space),
-        )
+            pointer(a), a.strides[2], a.strides[3], pointer(b), b.strides[2], b.strides[3],
+            pointer(c), c.strides[2], pointer(bias), bias_row, bias_col, pointer(extra),
+            extra.strides[2], todo, add, m, n, plan, state, 0, own, pointer(b_space),
+        )  # fmt: skip
         return
-    # Otherwise a task is one product of the batch or, if thin, nt columns of one
-    room, width = step(pointer(b_space), slot * b_step * size), plan[6] if way == THIN else n
-    pieces, at = (n + width - 1) // width, (slot + 1) * state_step
-    while True:
-        task = fetch_add(state, 0, 1)
-        if task >= batch * pieces:
-            return
-        i, j0 = task // pieces, task % pieces * width
-        i0, i1 = i // b1, i % b1
-        pa = step(pointer(a), i0 * a.strides[0] + i1 * a.strides[1])
-        pb = step(pointer(b), i0 * b.strides[0] + i1 * b.strides[1] + j0 * b.strides[3])
-        pc = step(pointer(c), i0 * c.strides[0] + i1 * c.strides[1] + j0 * c_col)
-        pbias = step(pointer(bias), i0 * bias.strides[0] + i1 * bias.strides[1] + j0 * bias_col)
-        pextra = step(pointer(extra), i0 * extra.strides[0] + i1 * extra.strides[1] + j0 * size)
-        if way == BLOCKED:
-            state[at : at + state_step] = 0
-            blocked(
-                pa,
-                a.strides[2],
-                a.strides[3],
-                pb,
-                b.strides[2],
-                b.strides[3],
-                pc,
-                c.strides[2],
-                pbias,
-                bias_row,
-                bias_col,
-                pextra,
-                extra.strides[2],
-                todo,
-                add,
-                plan,
-                state,
-                at,
-                own,
-                room,
+    room, at = step(pointer(b_space), slot * b_step * size), COUNTER * threads + slot * state_step
+    down, across = -(-m // height), -(-n // width)
+    for i in range(threads):
+        owner = (slot + i) % threads
+        while True:
+            task = fetch_add(state, COUNTER * owner, 1)
+            if task >= (owner + 1) * count // threads:
+                break
+            index, task = task // (down * across), task % (down * across)
+            i0, i1, r0, j0 = index // b1, index % b1, task // across * height, task % across * width
+            rows, columns = min(height, m - r0), min(width, n - j0)
+            pa = step(pointer(a), i0 * a.strides[0] + i1 * a.strides[1] + r0 * a.strides[2])
+            pb = step(pointer(b), i0 * b.strides[0] + i1 * b.strides[1] + j0 * b.strides[3])
+            pc = step(
+                pointer(c),
+                i0 * c.strides[0] + i1 * c.strides[1] + r0 * c.strides[2] + j0 * c_col,
             )
-        else:
-            unpacked(
-                pa,
-                a.strides[2],
-                a.strides[3],
-                pb,
-                b.strides[2],
-                b.strides[3],
-                pc,
-                c.strides[2],
-                c_col,
-                pbias,
-                bias_row,
-                bias_col,
-                pextra,
-                extra.strides[2],
-                todo,
-                add,
-                m,
-                min(width, n - j0),
-                k,
-                way,
-                room,
+            terms = step(
+                pointer(bias),
+                i0 * bias.strides[0] + i1 * bias.strides[1] + r0 * bias_row + j0 * bias_col,
             )
+            more = step(
+                pointer(extra),
+                i0 * extra.strides[0] + i1 * extra.strides[1] + r0 * extra.strides[2] + j0 * size,
+            )
+            if way == BLOCKED:
+                state[at : at + state_step] = 0
+                blocked(
+                    pa, a.strides[2], a.strides[3], pb, b.strides[2], b.strides[3],
+                    pc, c.strides[2], terms, bias_row, bias_col, more, extra.strides[2],
+                    todo, add, rows, columns, plan, state, at, own, room,
+                )  # fmt: skip
+            else:
+                unpacked(
+                    pa, a.strides[2], a.strides[3], pb, b.strides[2], b.strides[3],
+                    pc, c.strides[2], c_col, terms, bias_row, bias_col, more, extra.strides[2],
+                    todo, add, rows, columns, k, way, room,
+                )  # fmt: skip
 
 
 def matmul_threads(
     threads, a, b, c, bias, extra, todo, add, way, plan, state, state_step, a_space, b_space, b_step
 ):
     """C (b0, b1, m, n) (+)= A (b0, b1, m, k) @ B (b0, b1, k, n) (+ bias) on `threads` threads."""
+    count = _pieces(c, plan)
+    if way != BLOCKED or count > 1:
+        for slot in range(threads):
+            state[COUNTER * slot] = slot * count // threads
     for slot in prange(threads):
         _share(
-            slot,
-            a,
-            b,
-            c,
-            bias,
-            extra,
-            todo,
-            add,
-            way,
-            plan,
-            state,
-            state_step,
-            a_space,
-            b_space,
-            b_step,
-        )
+            slot, threads, a, b, c, bias, extra, todo, add, way, plan, state, state_step,
+            a_space, b_space, b_step,
+        )  # fmt: skip
 
 
 def _operands(dtype, ndim):

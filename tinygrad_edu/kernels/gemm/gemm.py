@@ -31,6 +31,8 @@ KC = 384  # depth of a panel: long enough to repay loading and storing a tile of
 A_BYTES = 192 * KC * 4  # packed A, in L2
 B_BYTES = 6 << 20  # packed B, in L3
 TASKS = 16  # tiles of C to aim for, so that threads of unequal speed finish together
+ALONE = 1 << 27  # multiply-adds up to which each thread packs for itself instead of waiting
+COUNTER = 8  # int64s from one thread's counter to the next one's: a cache line each
 BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
 BIAS, GELU, KEEP, RESIDUAL = 1, 2, 4, 8  # what `finish` is to do, added up
 
@@ -247,7 +249,7 @@ def _ceil(x, y):
 
 
 @functools.lru_cache(4096)
-def _plan(m, n, k, size):
+def _plan(m, n, k, size, tasks):
     """The cuts of a blocked product, in elements, as `blocked` reads them; and how much room."""
     from .microkernel import CPU
 
@@ -261,7 +263,7 @@ def _plan(m, n, k, size):
     nt = split(nc, max(768, nr), nr)
     panels, columns = _ceil(k, kc), _ceil(n, nc)
     mc = max(mr, A_BYTES // (KC * size) // mr * mr)
-    while mc > 4 * mr and _ceil(m, mc) * _ceil(nc, nt) * panels * columns < TASKS:
+    while mc > 4 * mr and _ceil(m, mc) * _ceil(nc, nt) * panels * columns < tasks:
         mc -= mr
     mc = split(m, mc, mr)
     nb = max(2 * nr, _ceil(_ceil(nc, 8), nr) * nr)  # columns of B per packing task
@@ -272,11 +274,26 @@ def _plan(m, n, k, size):
 
 
 @functools.lru_cache(4096)
+def _piece(m, n, size, workers):
+    """Rows and columns of one thread's share of C. Where rows and columns are cut changes no bit.
+
+    Each thread packs all it reads, so the best cut is the one with the least to pack.
+    """
+    from .microkernel import CPU
+
+    nr = CPU.nv * CPU.vector_bytes // size
+    cuts = [(i, workers // i) for i in range(1, workers + 1) if workers % i == 0]
+    down, across = min(cuts, key=lambda cut: (cut[1] * m + cut[0] * n, -cut[0]))
+    rows, columns = _ceil(m, down), _ceil(n, across)
+    return min(m, _ceil(rows, CPU.mr) * CPU.mr), min(n, _ceil(columns, nr) * nr)
+
+
+@functools.lru_cache(4096)
 def _thin_plan(m, n, k):
     """Columns per task of a thin product: a megabyte of B, but an even number of tasks."""
     pieces = 2 * _ceil(n * k, 1 << 19)
     nt = max(256, _ceil(_ceil(n, pieces), 64) * 64)
-    return np.array([m, n, k, 0, 0, 0, nt, 0, 0, 0, 0, 0, 0], INT)
+    return np.array([m, nt, k, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], INT)
 
 
 def _contiguous(x, axis):
@@ -317,16 +334,26 @@ def _launch(a, b, out, bias, add, way, extra=None, todo=0):
     """All threads; arrays are (b0, b1, rows, columns)."""
     m, k, n = a.shape[2], a.shape[3], b.shape[3]
     dtype, workers, batch = a.dtype, threads(), out.shape[0] * out.shape[1]
+    together = way == BLOCKED and batch == 1
+    if together and m * n * k <= ALONE:
+        piece = _piece(m, n, dtype.itemsize, workers)
+        together = piece == (m, n)
+        m, n = piece
     if way == BLOCKED:
-        plan, a_count, b_count, state_count = _plan(m, n, k, dtype.itemsize)
+        plan, a_count, b_count, state_count = _plan(
+            m, n, k, dtype.itemsize, TASKS if together else 1
+        )
     else:
-        plan, a_count, state_count = _thin_plan(m, n, k), 0, 1
+        plan = _thin_plan(m, n, k) if way == THIN else np.array([m, n, k, 0, 0], INT)
+        a_count, state_count = 0, 0
         b_count = 64 * max(k, 32)  # a sliver of B, or FEW rows of A
-    own = batch > 1 or way != BLOCKED
-    state = _space("state", state_count * (workers + 1 if own else 1), INT)
-    state[: 1 if own else state_count] = 0
+    if together:
+        state = _space("state", state_count, INT)
+        state[:state_count] = 0
+    else:
+        state = _space("state", (COUNTER + state_count) * workers, INT)
     a_space = _space("a", a_count * workers, dtype)
-    b_space = _space("b", b_count * (workers if own else 1), dtype)
+    b_space = _space("b", b_count * (1 if together else workers), dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
     extra = out if extra is None else extra
     if switch.off:
