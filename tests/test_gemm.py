@@ -137,7 +137,7 @@ def test_large_enough_for_panels_and_threads(shape, layout_a, layout_b, dtype, s
     check(matmul(a, b, bias=bias), a, b, bias)
 
 
-@pytest.mark.parametrize("cut", ["B_BYTES", "A_BYTES"])
+@pytest.mark.parametrize("cut", ["B_COLUMNS", "A_BYTES", "PIECE"])
 def test_many_blocks(cut, monkeypatch):
     """Tiny cache budgets: several blocks of columns, buffers for B used again and again."""
     from importlib import import_module

@@ -5,6 +5,7 @@ import pytest
 
 import tinygrad_edu as tg
 from tinygrad_edu import Tensor
+from tinygrad_edu.ops import movement
 
 
 def leaf(*shape, seed=0):
@@ -183,6 +184,24 @@ def test_moving_axes():
         x.permute(0, 1)
     with pytest.raises(ValueError, match="out of bounds"):
         x.unsqueeze(5)
+
+
+def test_split_takes_gradients_that_lie_side_by_side_as_they_are():
+    whole = np.arange(60.0).reshape(4, 15)
+    parts = [whole[:, :5], whole[:, 5:7], whole[:, 7:]]
+    joined = movement.side_by_side(parts, axis=1)
+    assert np.shares_memory(joined, whole) and np.array_equal(joined, whole)
+    column = movement.side_by_side([whole[1:2], whole[2:]], axis=0)
+    assert np.array_equal(column, whole[1:])
+    for apart in (
+        parts[::-1],  # in another order
+        [parts[0], parts[2]],  # with a gap
+        [parts[0], parts[1].copy(), parts[2]],
+        [whole[:, :10:2], whole[:, 10:]],  # with different strides
+        [parts[0], parts[1].view(np.int64), parts[2]],
+        [whole[:, :5], whole[:, :5]],  # the same one twice
+    ):
+        assert movement.side_by_side(apart, axis=1) is None
 
 
 def test_split_parts_and_gradient_of_unused_parts():

@@ -23,18 +23,21 @@ Letters: B batch, H heads, T queries, S keys, D head size of q and k, E of v.
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 from . import launch
 from .allocator import empty
 from .elementwise import threshold_and_scale
-from .gemm.microkernel import CPU, itemsize, step, tile
+from .gemm.microkernel import CPU, I64, Emit, itemsize, raw, step, tile
 from .gemm.packing import B, pack_a, pack_b, width
 from .launch import carray, operand, summing_task
 from .philox import U32, U64, philox
 from .vector_math import exp
 
 QUERIES = 96  # in a block: whole tiles for every tile shape of the micro-kernel
+CHUNK = 16  # queries to take or to leave at once: a vector, or a few; at least MR
 WORDS = QUERIES // 4
 MR, NV = CPU.mr, CPU.nv
 
@@ -49,36 +52,54 @@ class Options:
 
 
 @njit(error_model="numpy")
-def multiply(a, a_panel, a_k, m, b, b_depth, n, depth, c, c_row):
-    """C (m, n) = A (m, depth) @ B (depth, n): MR rows of A side by side, B in packed slivers.
+def multiply_scores(k, m, d, q, n, future, c, c_row):
+    """C (m, n) = K (m, d) @ Q^T (d, n), K in panels and Q^T in slivers.
 
-    a_panel, a_k   bytes from MR rows to the next MR rows, and from k to k
-    b_depth        what the slivers of B were packed with, at least `depth`
+    Tiles of C that hold only keys after their queries (see `mask_scores`) are left as they are.
     """
-    size, wide = itemsize(a), width(B, a)
+    size, wide = itemsize(k), width(B, k)
     for j in range(0, n, wide):
-        sliver = step(b, j * b_depth * size)
-        for i in range(0, m, MR):
-            panel, target = step(a, i // MR * a_panel), step(c, i * c_row + j * size)
-            rows, columns = min(MR, m - i), min(wide, n - j)
+        sliver, columns = step(q, j * d * size), min(wide, n - j)
+        for i in range(0, min(m, future + j + columns), MR):
+            panel, target = step(k, i * d * size), step(c, i * c_row + j * size)
             tile(
-                MR, NV, True, panel, size, a_k, sliver, wide * size, depth,
-                target, c_row, rows, columns, False,
+                MR, NV, True, panel, size, MR * size, sliver, wide * size, d,
+                target, c_row, min(MR, m - i), columns, False,
             )  # fmt: skip
 
 
 @njit(error_model="numpy")
-def multiply_rows(a, a_row, m, b, n, depth, c, c_row):
-    """C (m, n) += A (m, depth) @ B (depth, n): A contiguous along depth, B in packed slivers."""
-    size, wide = itemsize(a), width(B, a)
+def multiply_keys(p, p_row, m, b, b_depth, n, keys, future, c, c_row):
+    """C (m, n) = P (m, keys) @ B (keys, n): P contiguous along m, B in slivers of `b_depth`.
+
+    Of each MR queries only the keys that one of them sees are summed (one, if they see none).
+    """
+    size, wide = itemsize(p), width(B, p)
     for j in range(0, n, wide):
-        sliver = step(b, j * depth * size)
+        sliver, columns = step(b, j * b_depth * size), min(wide, n - j)
         for i in range(0, m, MR):
-            start, target = step(a, i * a_row), step(c, i * c_row + j * size)
-            rows, columns = min(MR, m - i), min(wide, n - j)
+            rows, target = min(MR, m - i), step(c, i * c_row + j * size)
             tile(
-                MR, NV, False, start, a_row, size, sliver, wide * size, depth,
-                target, c_row, rows, columns, True,
+                MR, NV, True, step(p, i * size), size, p_row, sliver, wide * size,
+                max(1, min(keys, future + i + rows)), target, c_row, rows, columns, False,
+            )  # fmt: skip
+
+
+@njit(error_model="numpy")
+def multiply_queries(p, p_row, m, b, n, queries, future, c, c_row):
+    """C (m, n) += P (m, queries) @ B (queries, n): P contiguous along queries, B in slivers.
+
+    Of each MR keys only the queries that see one of them are summed.
+    """
+    size, wide = itemsize(p), width(B, p)
+    for j in range(0, n, wide):
+        sliver, columns = step(b, j * queries * size), min(wide, n - j)
+        for i in range(0, m, MR):
+            first = max(0, i - future)
+            tile(
+                MR, NV, False, step(p, i * p_row + first * size), p_row, size,
+                step(sliver, first * wide * size), wide * size, queries - first,
+                step(c, i * c_row + j * size), c_row, min(MR, m - i), columns, True,
             )  # fmt: skip
 
 
@@ -97,6 +118,64 @@ def mask_scores(scores, has_mask, keys, queries, future, mask, mask_row, mask_co
         row = scores[j]
         for i in range(min(j - future, queries)):
             row[i] = hidden
+
+
+@njit(error_model="numpy")
+def part(rows, j, first, last):
+    """Of row j of a matrix (rows, QUERIES), the chunks first .. last - 1."""
+    return carray(
+        step(rows, (j * QUERIES + first * CHUNK) * itemsize(rows)), (last - first) * CHUNK
+    )
+
+
+@njit(error_model="numpy")
+def seen(c, future, keys):
+    """How many keys some query of chunk c sees."""
+    return max(0, min(keys, future + (c + 1) * CHUNK))
+
+
+LARGEST, SUM = 0, 1
+
+
+@intrinsic(prefer_literal=True)
+def fold(typingctx, how, rows, count, out):
+    """out[:CHUNK] = the largest (from -inf) or the sum of a chunk's first `count` rows, in order.
+
+    As with the micro-kernel's sums, a phi node per vector keeps the result in registers.
+    """
+
+    def codegen(context, builder, signature, args):
+        e = Emit(builder, context.get_value_type(rows.dtype))
+        largest = how.literal_value == LARGEST
+        source, target, count = raw(builder, args[1]), raw(builder, args[3]), args[2]
+        start = ir.Constant(e.vector, [float("-inf") if largest else 0.0] * e.lanes)
+        places = [at * CPU.vector_bytes for at in range(CHUNK // e.lanes)]
+        for place in places:
+            before, loop = builder.block, builder.append_basic_block("fold")
+            body, done = (builder.append_basic_block(name) for name in ("row", "folded"))
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            j, value = builder.phi(I64), builder.phi(e.vector)
+            builder.cbranch(builder.icmp_signed("<", j, count), body, done)
+            builder.position_at_end(body)
+            offset = builder.add(builder.mul(j, I64(QUERIES * e.size)), I64(place))
+            row = e.load(e.at(source, offset))
+            if largest:
+                more = builder.select(builder.fcmp_ordered(">", row, value), row, value)
+            else:
+                more = builder.fadd(value, row)
+            for phi, first, following in (
+                (j, I64(0), builder.add(j, I64(1))),
+                (value, start, more),
+            ):
+                phi.add_incoming(first, before)
+                phi.add_incoming(following, body)
+            builder.branch(loop)
+            builder.position_at_end(done)
+            e.store(value, e.at(target, place))
+        return context.get_dummy_value()
+
+    return types.void(how, rows, types.intp, rows), codegen
 
 
 @njit(error_model="numpy")
@@ -150,7 +229,8 @@ def attention_task(arrays, sizes, numbers, piece, slot):
     at_q = step(at_v, (e + wide) * s * size)
     at_p = step(at_q, QUERIES * d * size)
     p = carray(at_p, (s, QUERIES))
-    stats = carray(step(at_p, s * QUERIES * size), (3, QUERIES))
+    at_stats = step(at_p, s * QUERIES * size)
+    stats = carray(at_stats, (3, QUERIES))
     top, total, factors = stats[0], stats[1], stats[2]
     kind = p.dtype.type
     scale, dropped = kind(numbers[0]), kind(numbers[1])
@@ -162,28 +242,35 @@ def attention_task(arrays, sizes, numbers, piece, slot):
         keys = max(0, min(s, future + queries)) if causal else s
         block_out = step(out, i0 * out_row)
         pack_scaled_queries(step(q, i0 * q_row), q_row, queries, d, scale, at_q)
-        multiply(at_k, MR * d * size, MR * size, keys, at_q, d, queries, d, at_p, QUERIES * size)
+        multiply_scores(at_k, keys, d, at_q, queries, future, at_p, QUERIES * size)
         block_mask = step(mask, i0 * mask_row)
         mask_scores(p, has_mask, keys, queries, future, block_mask, mask_row, mask_column)
-        top[:] = kind(-np.inf)
-        for j in range(keys):
-            row = p[j]
-            for i in range(QUERIES):
-                top[i] = row[i] if row[i] > top[i] else top[i]
+        chunks = -(-queries // CHUNK)
+        for c in range(chunks):
+            place = c * CHUNK * size
+            fold(LARGEST, step(at_p, place), seen(c, future, keys), step(at_stats, place))
         for i in range(QUERIES):  # a query that may attend to nothing gets zeros, not NaN
             top[i] = kind(0) if top[i] == kind(-np.inf) else top[i]
-        total[:] = kind(0)
         for j in range(keys):
-            row = p[j]
-            for i in range(QUERIES):
-                row[i] = exp(row[i] - top[i])
-                total[i] += row[i]
-            if threshold:
+            hidden = max(0, j - future) // CHUNK
+            p[j, : hidden * CHUNK] = kind(0)
+            row, most = part(at_p, j, hidden, chunks), part(at_stats, 0, hidden, chunks)
+            for i in range(len(row)):
+                row[i] = exp(row[i] - most[i])
+        for c in range(chunks):
+            place = c * CHUNK * size
+            target = step(at_stats, QUERIES * size + place)
+            fold(SUM, step(at_p, place), seen(c, future, keys), target)
+        if threshold:
+            for j in range(keys):
                 drop(factors, key, threshold, dropped, piece, i0 // QUERIES, j)
+                row = p[j]
                 for i in range(QUERIES):
                     row[i] *= factors[i]
         if keys > 0:
-            multiply(at_p, MR * size, QUERIES * size, queries, at_v, s, e, keys, block_out, out_row)
+            multiply_keys(
+                at_p, QUERIES * size, queries, at_v, s, e, keys, future, block_out, out_row
+            )
         for i in range(queries):
             lse[i0 + i] = np.log(total[i]) + top[i]
             share = kind(1) / total[i] if total[i] != kind(0) else kind(0)
@@ -219,7 +306,8 @@ def attention_backward_task(arrays, sizes, numbers, piece, slot):
     at_p = step(at_g, QUERIES * (e + wide) * size)
     at_ds = step(at_p, s * QUERIES * size)
     p, ds = carray(at_p, (s, QUERIES)), carray(at_ds, (s, QUERIES))
-    stats = carray(step(at_ds, s * QUERIES * size), (3, QUERIES))
+    at_stats = step(at_ds, s * QUERIES * size)
+    stats = carray(at_stats, (3, QUERIES))
     shift, delta, factors = stats[0], stats[1], stats[2]
     kind = p.dtype.type
     scale, dropped = kind(numbers[0]), kind(numbers[1])
@@ -252,26 +340,33 @@ def attention_backward_task(arrays, sizes, numbers, piece, slot):
         pack_b(block_g, grad_row, size, queries, e, at_gt)
         pack_b(block_q, size, q_row, d, queries, at_q)
         pack_b(block_g, size, grad_row, e, queries, at_g)
-        multiply(at_k, MR * d * size, MR * size, keys, at_qt, d, queries, d, at_p, QUERIES * size)
-        multiply(at_v, MR * e * size, MR * size, keys, at_gt, e, queries, e, at_ds, QUERIES * size)
+        multiply_scores(at_k, keys, d, at_qt, queries, future, at_p, QUERIES * size)
+        multiply_scores(at_v, keys, e, at_gt, queries, future, at_ds, QUERIES * size)
         block_mask = step(mask, i0 * mask_row)
         mask_scores(p, has_mask, keys, queries, future, block_mask, mask_row, mask_column)
+        chunks = -(-queries // CHUNK)
         for j in range(keys):
-            p_j, ds_j = p[j], ds[j]
+            hidden = min(max(0, j - future), queries)
+            ds[j, :hidden] = kind(0)
+            hidden //= CHUNK
+            p[j, : hidden * CHUNK] = kind(0)
+            p_j, ds_j = part(at_p, j, hidden, chunks), part(at_ds, j, hidden, chunks)
+            shift_j, delta_j = part(at_stats, 0, hidden, chunks), part(at_stats, 1, hidden, chunks)
             if threshold:
                 drop(factors, key, threshold, dropped, piece, i0 // QUERIES, j)
-                for i in range(QUERIES):
-                    probability = exp(p_j[i] - shift[i])
-                    ds_j[i] = probability * (ds_j[i] * factors[i] - delta[i]) * scale
-                    p_j[i] = probability * factors[i]
+                factor = part(at_stats, 2, hidden, chunks)
+                for i in range(len(p_j)):
+                    probability = exp(p_j[i] - shift_j[i])
+                    ds_j[i] = probability * (ds_j[i] * factor[i] - delta_j[i]) * scale
+                    p_j[i] = probability * factor[i]
             else:
-                for i in range(QUERIES):
-                    p_j[i] = exp(p_j[i] - shift[i])
-                    ds_j[i] = p_j[i] * (ds_j[i] - delta[i]) * scale
-        multiply_rows(at_p, QUERIES * size, keys, at_g, e, queries, dv, dv_row)
-        multiply_rows(at_ds, QUERIES * size, keys, at_q, d, queries, dk, dk_row)
-        multiply(
-            at_ds, MR * size, QUERIES * size, queries, at_k_slivers, s, d, keys, block_dq, dq_row
+                for i in range(len(p_j)):
+                    p_j[i] = exp(p_j[i] - shift_j[i])
+                    ds_j[i] = p_j[i] * (ds_j[i] - delta_j[i]) * scale
+        multiply_queries(at_p, QUERIES * size, keys, at_g, e, queries, future, dv, dv_row)
+        multiply_queries(at_ds, QUERIES * size, keys, at_q, d, queries, future, dk, dk_row)
+        multiply_keys(
+            at_ds, QUERIES * size, queries, at_k_slivers, s, d, keys, future, block_dq, dq_row
         )
 
 
@@ -282,7 +377,7 @@ def attention(
     b, h, t, d = q.shape
     s, e = v.shape[2:]
     dtype = launch.computed_in(q.dtype)
-    out, lse = head_last((b, h, t, e), dtype), empty((b, h, t), dtype)
+    (out,), lse = heads_last([(b, h, t, e)], dtype), empty((b, h, t), dtype)
     wide = tile_width(dtype)
     room = (s + MR) * d + (e + wide) * s + QUERIES * d + (s + 3) * QUERIES
     run(attention_task, [q, k, v, out], [lse], [], room, options)
@@ -300,7 +395,7 @@ def attention_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of q, k and v."""
     dtype, d, (s, e) = lse.dtype, q.shape[3], v.shape[2:]
-    grads = [head_last(x.shape, dtype) for x in (q, k, v)]
+    grads = heads_last([x.shape for x in (q, k, v)], dtype)
     wide = tile_width(dtype)
     room = (
         (s + MR) * (d + e) + (d + wide) * s + 2 * QUERIES * (d + e + wide) + (2 * s + 3) * QUERIES
@@ -348,10 +443,14 @@ def tile_width(dtype: np.dtype) -> int:
     return NV * CPU.vector_bytes // dtype.itemsize
 
 
-def head_last(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array (B, H, T, D) laid out in memory as (B, T, H, D).
+def heads_last(shapes: list[tuple[int, ...]], dtype: np.dtype) -> list[np.ndarray]:
+    """Arrays (B, H, T, D) laid out in memory as (B, T, H, D), or, n alike, as (B, T, n, H, D).
 
-    That is how the projections before and after attention see it, so merging the heads is free.
+    That is how the projections before and after attention see them: merging the heads is free, and
+    so is joining the gradients of q, k and v that one projection made.
     """
-    b, h, t, d = shape
-    return empty((b, t, h, d), dtype).swapaxes(1, 2)
+    (b, h, t, d), n = shapes[0], len(shapes)
+    if shapes.count(shapes[0]) == n:
+        whole = empty((b, t, n, h, d), dtype)
+        return [whole[:, :, i].swapaxes(1, 2) for i in range(n)]
+    return [array for shape in shapes for array in heads_last([shape], dtype)]

@@ -1,8 +1,10 @@
 """Ops that move numbers and compute nothing. Where NumPy can give a view, so do they."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from ..kernels import concatenate, copy, empty, zeros
 
@@ -67,7 +69,32 @@ class Split:
 
     @staticmethod
     def backward(ctx, *grads):
-        return concatenate(grads, ctx.axis)
+        whole = side_by_side(grads, ctx.axis)
+        return concatenate(grads, ctx.axis) if whole is None else whole
+
+
+def side_by_side(parts: Sequence[np.ndarray], axis: int) -> np.ndarray | None:
+    """The array of which `parts` are the consecutive slices along `axis`, if memory holds one."""
+    first, count = parts[0], 0
+    for part in parts:
+        offset = part.ctypes.data - first.ctypes.data
+        if (
+            part.strides != first.strides
+            or part.dtype != first.dtype
+            or offset != count * first.strides[axis]
+            or owner(part) is not owner(first)
+        ):
+            return None
+        count += part.shape[axis]
+    shape = (*first.shape[:axis], count, *first.shape[axis + 1 :])
+    return as_strided(first, shape, first.strides)
+
+
+def owner(array: np.ndarray) -> object:
+    """Whose memory a view looks into."""
+    while getattr(array, "base", None) is not None:
+        array = array.base
+    return array
 
 
 class Concatenate:

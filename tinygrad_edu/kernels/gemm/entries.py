@@ -15,28 +15,9 @@ from .unpacked import direct, dots, thin
 
 @njit(error_model="numpy")
 def unpacked(
-    a,
-    a_row,
-    a_col,
-    b,
-    b_row,
-    b_col,
-    c,
-    c_row,
-    c_col,
-    bias,
-    bias_row,
-    bias_col,
-    extra,
-    extra_row,
-    todo,
-    add,
-    m,
-    n,
-    k,
-    way,
-    space,
-):
+    a, a_row, a_col, b, b_row, b_col, c, c_row, c_col, bias, bias_row, bias_col, extra, extra_row,
+    todo, add, m, n, k, way, space,
+):  # fmt: skip
     """One product, or a piece of one, without packing A. For DIRECT, C is contiguous along n."""
     size = itemsize(a)
     if way == DIRECT:
@@ -63,28 +44,10 @@ def matmul_here(a, b, c, bias, extra, todo, add, way, space):
     bias_col = bias.strides[1] if bias.shape[1] > 1 else 0
     c_col = c.strides[1] if n > 1 else c.itemsize
     unpacked(
-        pointer(a),
-        a.strides[0],
-        a.strides[1],
-        pointer(b),
-        b.strides[0],
-        b.strides[1],
-        pointer(c),
-        c.strides[0],
-        c_col,
-        pointer(bias),
-        bias_row,
-        bias_col,
-        pointer(extra),
-        extra.strides[0],
-        todo,
-        add,
-        m,
-        n,
-        k,
-        way,
-        pointer(space),
-    )
+        pointer(a), a.strides[0], a.strides[1], pointer(b), b.strides[0], b.strides[1],
+        pointer(c), c.strides[0], c_col, pointer(bias), bias_row, bias_col,
+        pointer(extra), extra.strides[0], todo, add, m, n, k, way, pointer(space),
+    )  # fmt: skip
 
 
 @njit(error_model="numpy")
@@ -96,33 +59,27 @@ def _pieces(c, plan):
 
 @njit(error_model="numpy")
 def _share(
-    slot, threads, a, b, c, bias, extra, todo, add, way, plan, state, state_step,
-    a_space, b_space, b_step,
+    slot, threads, a, b, c, bias, extra, todo, add, way, plan, taken,
+    a_space, a_step, b_space, b_step,
 ):  # fmt: skip
     """One thread's share of a batch (b0, b1, m, n): its own pieces, then what others left."""
-    m, n, height, width, k, mc, kc = *c.shape[2:], plan[0], plan[1], plan[2], plan[3], plan[4]
+    m, n, height, width, k = *c.shape[2:], plan[0], plan[1], plan[2]
     size, b1, count = a.itemsize, c.shape[1], _pieces(c, plan)
     bias_row = bias.strides[2] if bias.shape[2] > 1 else 0
     bias_col = bias.strides[3] if bias.shape[3] > 1 else 0
     c_col = c.strides[3] if n > 1 else size
-    own = step(pointer(a_space), slot * mc * kc * size)
-    if way == BLOCKED and count == 1:  # all threads on one product
-        blocked(
-            pointer(a), a.strides[2], a.strides[3], pointer(b), b.strides[2], b.strides[3],
-            pointer(c), c.strides[2], pointer(bias), bias_row, bias_col, pointer(extra),
-            extra.strides[2], todo, add, m, n, plan, state, 0, own, pointer(b_space),
-        )  # fmt: skip
-        return
-    room, at = step(pointer(b_space), slot * b_step * size), COUNTER * threads + slot * state_step
+    a_room = step(pointer(a_space), slot * a_step * size)
+    b_room = step(pointer(b_space), slot * b_step * size)
     down, across = -(-m // height), -(-n // width)
     for i in range(threads):
         owner = (slot + i) % threads
         while True:
-            task = fetch_add(state, COUNTER * owner, 1)
-            if task >= (owner + 1) * count // threads:
+            piece = fetch_add(taken, COUNTER * owner, 1)
+            if piece >= (owner + 1) * count // threads:
                 break
-            index, task = task // (down * across), task % (down * across)
-            i0, i1, r0, j0 = index // b1, index % b1, task // across * height, task % across * width
+            index, piece = piece // (down * across), piece % (down * across)
+            i0, i1 = index // b1, index % b1
+            r0, j0 = piece // across * height, piece % across * width
             rows, columns = min(height, m - r0), min(width, n - j0)
             pa = step(pointer(a), i0 * a.strides[0] + i1 * a.strides[1] + r0 * a.strides[2])
             pb = step(pointer(b), i0 * b.strides[0] + i1 * b.strides[1] + j0 * b.strides[3])
@@ -139,32 +96,29 @@ def _share(
                 i0 * extra.strides[0] + i1 * extra.strides[1] + r0 * extra.strides[2] + j0 * size,
             )
             if way == BLOCKED:
-                state[at : at + state_step] = 0
                 blocked(
                     pa, a.strides[2], a.strides[3], pb, b.strides[2], b.strides[3],
                     pc, c.strides[2], terms, bias_row, bias_col, more, extra.strides[2],
-                    todo, add, rows, columns, plan, state, at, own, room,
+                    todo, add, rows, columns, plan, a_room, b_room,
                 )  # fmt: skip
             else:
                 unpacked(
                     pa, a.strides[2], a.strides[3], pb, b.strides[2], b.strides[3],
                     pc, c.strides[2], c_col, terms, bias_row, bias_col, more, extra.strides[2],
-                    todo, add, rows, columns, k, way, room,
+                    todo, add, rows, columns, k, way, b_room,
                 )  # fmt: skip
 
 
 def matmul_threads(
-    threads, a, b, c, bias, extra, todo, add, way, plan, state, state_step, a_space, b_space, b_step
+    threads, a, b, c, bias, extra, todo, add, way, plan, taken, a_space, a_step, b_space, b_step
 ):
     """C (b0, b1, m, n) (+)= A (b0, b1, m, k) @ B (b0, b1, k, n) (+ bias) on `threads` threads."""
-    count = _pieces(c, plan)
-    if way != BLOCKED or count > 1:
-        for slot in range(threads):
-            state[COUNTER * slot] = slot * count // threads
+    for slot in range(threads):
+        taken[COUNTER * slot] = slot * _pieces(c, plan) // threads
     for slot in prange(threads):
         _share(
-            slot, threads, a, b, c, bias, extra, todo, add, way, plan, state, state_step,
-            a_space, b_space, b_step,
+            slot, threads, a, b, c, bias, extra, todo, add, way, plan, taken,
+            a_space, a_step, b_space, b_step,
         )  # fmt: skip
 
 
@@ -184,7 +138,8 @@ def _here(dtype):
 def _threads(dtype):
     operands, space = _operands(dtype, 4)
     counts = types.int64[::1]
-    return types.void(types.intp, *operands, counts, counts, types.intp, space, space, types.intp)
+    rooms = (space, types.intp, space, types.intp)
+    return types.void(types.intp, *operands, counts, counts, *rooms)
 
 
 here = Kernel(matmul_here, _here, error_model="numpy", nogil=True)

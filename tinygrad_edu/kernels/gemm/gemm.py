@@ -2,12 +2,13 @@
 
     small                          direct: on the calling thread, hardly anything packed
     few rows (or few columns)      thin: B is streamed once
-    everything else                blocked: packed panels, all threads on one product
+    everything else                blocked: packed panels, each thread on pieces of C
     a batch                        each product as above, the products shared out among the threads
 
-The choice and all cuts depend on shapes and strides alone, never on the number of threads, so
-neither do the bits of the result. Transposing is exchanging strides. C must be contiguous along
-its rows; if it is along its columns, the transposed problem C.T = B.T @ A.T is solved instead.
+The choice, and where a sum over k is cut, depend on shapes and strides alone; where C is cut
+depends on the number of threads, too, but changes no bit of the result. Transposing is exchanging
+strides. C must be contiguous along its rows; if it is along its columns, the transposed problem
+C.T = B.T @ A.T is solved instead.
 
 Importing this compiles nothing and does not import Numba; the first product does.
 """
@@ -29,9 +30,9 @@ BATCH = 8  # products from which each is left to one thread
 FEW = 8  # rows up to which a product is limited by reading B
 KC = 384  # depth of a panel: long enough to repay loading and storing a tile of C
 A_BYTES = 192 * KC * 4  # packed A, in L2
-B_BYTES = 6 << 20  # packed B, in L3
-TASKS = 16  # tiles of C to aim for, so that threads of unequal speed finish together
-ALONE = 1 << 27  # multiply-adds up to which each thread packs for itself instead of waiting
+B_COLUMNS = 768  # of packed B, in L2 and L3
+SHARES = 2  # pieces of C per thread: when one thread is held up, the other takes its second
+PIECE = 1 << 20  # elements of C in a piece at most, so that its panels meet again in the cache
 COUNTER = 8  # int64s from one thread's counter to the next one's: a cache line each
 BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
 BIAS, GELU, KEEP, RESIDUAL = 1, 2, 4, 8  # what `finish` is to do, added up
@@ -249,8 +250,11 @@ def _ceil(x, y):
 
 
 @functools.lru_cache(4096)
-def _plan(m, n, k, size, tasks):
-    """The cuts of a blocked product, in elements, as `blocked` reads them; and how much room."""
+def _plan(m, n, k, size, workers):
+    """The cuts of a product, in elements, as `blocked` reads them; and the room of one thread.
+
+    C is cut into pieces so that there is least to pack; with workers = 0 it stays in one.
+    """
     from .microkernel import CPU
 
     mr, nr = CPU.mr, CPU.nv * CPU.vector_bytes // size
@@ -258,34 +262,15 @@ def _plan(m, n, k, size, tasks):
     def split(length, most, unit):  # equal parts, multiples of unit, none above most
         return _ceil(_ceil(length, _ceil(length, most)), unit) * unit
 
-    kc = split(k, KC, 1)
-    nc = split(n, max(nr, B_BYTES // (kc * size) // nr * nr), nr)
-    nt = split(nc, max(768, nr), nr)
-    panels, columns = _ceil(k, kc), _ceil(n, nc)
-    mc = max(mr, A_BYTES // (KC * size) // mr * mr)
-    while mc > 4 * mr and _ceil(m, mc) * _ceil(nc, nt) * panels * columns < tasks:
-        mc -= mr
-    mc = split(m, mc, mr)
-    nb = max(2 * nr, _ceil(_ceil(nc, 8), nr) * nr)  # columns of B per packing task
-    tiles_m, tiles_n = _ceil(m, mc), _ceil(nc, nt)
-    numbers = [m, n, k, mc, kc, nc, nt, nb, tiles_m, tiles_n, panels, columns, _ceil(nc, nb)]
-    state = 1 + 2 * panels * columns + tiles_m * tiles_n * columns
-    return np.array(numbers, INT), mc * kc, 2 * nc * kc, state
-
-
-@functools.lru_cache(4096)
-def _piece(m, n, size, workers):
-    """Rows and columns of one thread's share of C. Where rows and columns are cut changes no bit.
-
-    Each thread packs all it reads, so the best cut is the one with the least to pack.
-    """
-    from .microkernel import CPU
-
-    nr = CPU.nv * CPU.vector_bytes // size
-    cuts = [(i, workers // i) for i in range(1, workers + 1) if workers % i == 0]
-    down, across = min(cuts, key=lambda cut: (cut[1] * m + cut[0] * n, -cut[0]))
-    rows, columns = _ceil(m, down), _ceil(n, across)
-    return min(m, _ceil(rows, CPU.mr) * CPU.mr), min(n, _ceil(columns, nr) * nr)
+    if workers:
+        shares = max(SHARES, _ceil(m * n, PIECE * workers))
+        count = workers * min(shares, max(1, m * n * k // (SMALL * workers)))
+        cuts = [(i, count // i) for i in range(1, count + 1) if count % i == 0]
+        down, across = min(cuts, key=lambda cut: (cut[1] * m + cut[0] * n, -cut[0]))
+        m, n = split(m, _ceil(m, down), mr), split(n, _ceil(n, across), nr)
+    kc, nc = split(k, KC, 1), split(n, max(B_COLUMNS, nr), nr)
+    mc = split(m, max(mr, A_BYTES // (KC * size) // mr * mr), mr)
+    return np.array([m, n, k, mc, kc, nc], INT), mc * kc, kc * nc
 
 
 @functools.lru_cache(4096)
@@ -293,7 +278,7 @@ def _thin_plan(m, n, k):
     """Columns per task of a thin product: a megabyte of B, but an even number of tasks."""
     pieces = 2 * _ceil(n * k, 1 << 19)
     nt = max(256, _ceil(_ceil(n, pieces), 64) * 64)
-    return np.array([m, nt, k, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], INT)
+    return np.array([m, nt, k], INT)
 
 
 def _contiguous(x, axis):
@@ -317,7 +302,7 @@ def _product(a, b, out, bias, add, extra=None, todo=0):
         return
     work = m * n * k
     way = THIN if thin else DIRECT if work <= SMALL and k <= DIRECT_DEPTH else BLOCKED
-    # A thin product on one thread needs no queue; where its columns are cut changes no bit.
+    # A thin product on one thread needs no pieces; where its columns are cut changes no bit.
     if way == DIRECT or (way == THIN and (n * k <= THIN_ALONE or threads() == 1)):
         space = _space("b", 64 * max(k, 32), dtype)  # a sliver of B, or FEW rows of A
         bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
@@ -333,34 +318,22 @@ def _product(a, b, out, bias, add, extra=None, todo=0):
 def _launch(a, b, out, bias, add, way, extra=None, todo=0):
     """All threads; arrays are (b0, b1, rows, columns)."""
     m, k, n = a.shape[2], a.shape[3], b.shape[3]
-    dtype, workers, batch = a.dtype, threads(), out.shape[0] * out.shape[1]
-    together = way == BLOCKED and batch == 1
-    if together and m * n * k <= ALONE:
-        piece = _piece(m, n, dtype.itemsize, workers)
-        together = piece == (m, n)
-        m, n = piece
+    dtype, workers, alone = a.dtype, threads(), out.shape[0] * out.shape[1] == 1
     if way == BLOCKED:
-        plan, a_count, b_count, state_count = _plan(
-            m, n, k, dtype.itemsize, TASKS if together else 1
-        )
+        plan, a_count, b_count = _plan(m, n, k, dtype.itemsize, workers if alone else 0)
     else:
-        plan = _thin_plan(m, n, k) if way == THIN else np.array([m, n, k, 0, 0], INT)
-        a_count, state_count = 0, 0
-        b_count = 64 * max(k, 32)  # a sliver of B, or FEW rows of A
-    if together:
-        state = _space("state", state_count, INT)
-        state[:state_count] = 0
-    else:
-        state = _space("state", (COUNTER + state_count) * workers, INT)
+        plan = _thin_plan(m, n, k) if way == THIN else np.array([m, n, k], INT)
+        a_count, b_count = 0, 64 * max(k, 32)  # a sliver of B, or FEW rows of A
+    taken = _space("taken", COUNTER * workers, INT)
     a_space = _space("a", a_count * workers, dtype)
-    b_space = _space("b", b_count * (1 if together else workers), dtype)
+    b_space = _space("b", b_count * workers, dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
     extra = out if extra is None else extra
     if switch.off:
         return
     _kernels().on_threads[dtype.char](
         workers, a, b, out, bias, extra, todo, add, way,
-        plan, state, state_count, a_space, b_space, b_count,
+        plan, taken, a_space, a_count, b_space, b_count,
     )  # fmt: skip
 
 
