@@ -59,8 +59,7 @@ def _pieces(c, plan):
 
 @njit(error_model="numpy")
 def _share(
-    slot, threads, a, b, c, bias, extra, todo, add, way, plan, taken,
-    a_space, a_step, b_space, b_step,
+    slot, threads, a, b, c, bias, extra, todo, add, way, plan, taken, room, a_count, b_count
 ):  # fmt: skip
     """One thread's share of a batch (b0, b1, m, n): its own pieces, then what others left."""
     m, n, height, width, k = *c.shape[2:], plan[0], plan[1], plan[2]
@@ -68,8 +67,8 @@ def _share(
     bias_row = bias.strides[2] if bias.shape[2] > 1 else 0
     bias_col = bias.strides[3] if bias.shape[3] > 1 else 0
     c_col = c.strides[3] if n > 1 else size
-    a_room = step(pointer(a_space), slot * a_step * size)
-    b_room = step(pointer(b_space), slot * b_step * size)
+    a_room = step(pointer(room), slot * (a_count + b_count) * size)
+    b_room = step(a_room, a_count * size)
     down, across = -(-m // height), -(-n // width)
     for i in range(threads):
         owner = (slot + i) % threads
@@ -110,16 +109,15 @@ def _share(
 
 
 def matmul_threads(
-    threads, a, b, c, bias, extra, todo, add, way, plan, taken, a_space, a_step, b_space, b_step
+    threads, a, b, c, bias, extra, todo, add, way, plan, taken, room, a_count, b_count
 ):
     """C (b0, b1, m, n) (+)= A (b0, b1, m, k) @ B (b0, b1, k, n) (+ bias) on `threads` threads."""
     for slot in range(threads):
         taken[COUNTER * slot] = slot * _pieces(c, plan) // threads
     for slot in prange(threads):
         _share(
-            slot, threads, a, b, c, bias, extra, todo, add, way, plan, taken,
-            a_space, a_step, b_space, b_step,
-        )  # fmt: skip
+            slot, threads, a, b, c, bias, extra, todo, add, way, plan, taken, room, a_count, b_count
+        )
 
 
 def _operands(dtype, ndim):
@@ -138,8 +136,8 @@ def _here(dtype):
 def _threads(dtype):
     operands, space = _operands(dtype, 4)
     counts = types.int64[::1]
-    rooms = (space, types.intp, space, types.intp)
-    return types.void(types.intp, *operands, counts, counts, *rooms)
+    room = (space, types.intp, types.intp)
+    return types.void(types.intp, *operands, counts, counts, *room)
 
 
 here = Kernel(matmul_here, _here, error_model="numpy", nogil=True)

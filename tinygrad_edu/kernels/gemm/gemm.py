@@ -37,6 +37,7 @@ COUNTER = 8  # int64s from one thread's counter to the next one's: a cache line 
 BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
 BIAS, GELU, KEEP, RESIDUAL = 1, 2, 4, 8  # what `finish` is to do, added up
 
+LINE = 64  # bytes in a cache line
 KEPT_BYTES = 1 << 16  # workspace that is worth keeping
 _local = threading.local()  # workspace, one per calling thread
 _engine = None
@@ -236,8 +237,8 @@ def _space(name, count, dtype):
     spaces = _local.__dict__
     space = spaces.get((name, dtype.char))
     if space is None or space.size < count:
-        raw = np.empty(count * size + 64, np.uint8)
-        start = -raw.ctypes.data % 64  # vectors that do not straddle cache lines
+        raw = np.empty(count * size + LINE, np.uint8)
+        start = -raw.ctypes.data % LINE
         space = spaces[name, dtype.char] = raw[start : start + count * size].view(dtype)
     return space
 
@@ -270,7 +271,8 @@ def _plan(m, n, k, size, workers):
         m, n = split(m, _ceil(m, down), mr), split(n, _ceil(n, across), nr)
     kc, nc = split(k, KC, 1), split(n, max(B_COLUMNS, nr), nr)
     mc = split(m, max(mr, A_BYTES // (KC * size) // mr * mr), mr)
-    return np.array([m, n, k, mc, kc, nc], INT), mc * kc, kc * nc
+    line = LINE // size  # what starts on a cache line needs no vector from two of them
+    return np.array([m, n, k, mc, kc, nc], INT), _ceil(mc * kc, line) * line, kc * nc
 
 
 @functools.lru_cache(4096)
@@ -325,15 +327,14 @@ def _launch(a, b, out, bias, add, way, extra=None, todo=0):
         plan = _thin_plan(m, n, k) if way == THIN else np.array([m, n, k], INT)
         a_count, b_count = 0, 64 * max(k, 32)  # a sliver of B, or FEW rows of A
     taken = _space("taken", COUNTER * workers, INT)
-    a_space = _space("a", a_count * workers, dtype)
-    b_space = _space("b", b_count * workers, dtype)
+    room = _space("room", (a_count + b_count) * workers, dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
     extra = out if extra is None else extra
     if switch.off:
         return
     _kernels().on_threads[dtype.char](
         workers, a, b, out, bias, extra, todo, add, way,
-        plan, taken, a_space, a_count, b_space, b_count,
+        plan, taken, room, a_count, b_count,
     )  # fmt: skip
 
 
