@@ -55,10 +55,8 @@ class Attention(nn.Module):
 
     def forward(self, x: tg.Tensor, cache: KeyValueCache | None = None) -> tg.Tensor:
         b, t, c = x.shape
-        q, k, v = (
-            part.reshape(b, t, self.n_head, c // self.n_head).transpose(1, 2)  # (B, H, T, C / H)
-            for part in self.c_attn(x).split(c, axis=2)
-        )
+        heads = self.c_attn(x).reshape(b, t, 3 * self.n_head, c // self.n_head).transpose(1, 2)
+        q, k, v = heads.split(self.n_head, axis=1)  # (B, H, T, C / H) each
         if cache is not None:
             k, v = cache.extend(self, k, v)
         p = self.dropout if self.training else 0.0

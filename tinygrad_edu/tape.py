@@ -140,13 +140,13 @@ class Context:
     """One application of an op. Ops use the public part; the engine the rest."""
 
     def __init__(self, op: type, tensors: list, arrays: list) -> None:
-        tracked = state.grad_enabled
-        self.needs_input_grad = tuple(
-            tracked and tensor is not None and tensor.requires_grad for tensor in tensors
-        )
-        self.input_shapes = tuple(getattr(array, "shape", None) for array in arrays)
+        tracked, needs = state.grad_enabled, []
+        for tensor in tensors:
+            needs.append(tracked and tensor is not None and tensor.requires_grad)
+        self.needs_input_grad = tuple(needs)
+        self.input_shapes = tuple([getattr(array, "shape", None) for array in arrays])
         self._op = op
-        self._recording = any(self.needs_input_grad)
+        self._recording = True in needs
         self._saved: list | None = []
         for reader in state.readers:
             reader.update((id(t), t) for t in tensors if t is not None and t.requires_grad)
@@ -156,11 +156,13 @@ class Context:
             self._dtypes = [getattr(array, "dtype", None) for array in arrays]
             self._edges = [
                 tensor._edge() if needed else None
-                for tensor, needed in zip(tensors, self.needs_input_grad, strict=True)
+                for tensor, needed in zip(tensors, needs, strict=True)
             ]
             self._by_rows = getattr(op, "by_rows", None)
             self._module = state.scope[-1] if state.scope else None
-            self._least = 1 + max(i for i, t in enumerate(tensors) if t is not None)
+            self._least = len(tensors)
+            while tensors[self._least - 1] is None:
+                self._least -= 1
 
     def save_for_backward(self, *arrays: np.ndarray | None) -> None:
         """Keeps arrays for backward; None stays None. Nothing is kept if nobody wants gradients.

@@ -50,14 +50,15 @@ class Recycler:
             block = aligned_block(block_bytes)
             self.mapped_bytes += block_bytes
         self.live_bytes += block_bytes
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        if self.live_bytes > self.peak_bytes:
+            self.peak_bytes = self.live_bytes
         return np.ndarray(shape, dtype, buffer=lease(block, self))
 
     def give_back(self, held: "ctypes.Array") -> None:
-        block = held.block
-        self.live_bytes -= block.nbytes
-        self.free_bytes += block.nbytes
-        self.free.setdefault(block.nbytes, []).append(block)
+        block, nbytes = held.block, held.block.nbytes
+        self.live_bytes -= nbytes
+        self.free_bytes += nbytes
+        self.free.setdefault(nbytes, []).append(block)
 
     def _make_room(self, wanted: int) -> None:
         """Drops free blocks, largest first, while keeping them would hoard memory."""
@@ -68,6 +69,7 @@ class Recycler:
                 self.free_bytes -= size
 
 
+@functools.lru_cache(4096)
 def round_up(nbytes: int) -> int:
     """The block size for `nbytes`: eight sizes per power of two, so at most 1/8 is wasted."""
     step = max(4096, 1 << max(0, nbytes.bit_length() - 4))
@@ -89,6 +91,8 @@ def lease_type(nbytes: int) -> type:
     """
 
     class Lease(ctypes.c_char * nbytes):
+        __slots__ = ("block", "recycler")
+
         def __del__(self) -> None:
             self.recycler.give_back(self)
 

@@ -173,18 +173,20 @@ def cross_entropy(z: np.ndarray, target: Target) -> tuple[np.ndarray, np.ndarray
 
 @task
 def cross_entropy_backward_task(arrays, sizes, numbers, piece, slot):
-    n, c, step, start = sizes[0], sizes[1], sizes[2], sizes[3]
+    n, c, step, start, in_place = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
     first, last = piece * step, min(n, (piece + 1) * step)
     z, dz = rows(arrays[0], first, last, c), rows(arrays[1], first, last, c)
     lse, scales = span(arrays[2], first, last), span(arrays[3], first, last)
     ids = span(seen_as(arrays[4], np.int64), first, last)
     for i in range(last - first):
-        row, out, shift, scale = z[i], dz[i], lse[i], scales[i]
+        out, shift, scale = dz[i], lse[i], scales[i]
         if scale == z.dtype.type(0):
             out[:] = scale
             continue
-        for j in range(c):
-            out[j] = exp(row[j] - shift) * scale
+        if not in_place:
+            out[:] = z[i]
+        for j in range(c):  # one array: two that may be the same memory would not be vectorised
+            out[j] = exp(out[j] - shift) * scale
         own = ids[i] - start
         if 0 <= own < c:
             out[own] -= scale
@@ -210,7 +212,7 @@ def cross_entropy_backward(
     scales = operand(grad * target.totals(n_classes, dtype), dtype)
     count, step = pieces(n, c)
     arrays = [source, dz, operand(lse, dtype), scales, target.own_classes()]
-    cross_entropy_backward_task(count, arrays, [n, c, step, start])
+    cross_entropy_backward_task(count, arrays, [n, c, step, start, dz is source])
     if not target.is_plain:
         for block in row_blocks(n, c * dtype.itemsize):
             a = target.rows(block).coefficients(n_classes, dtype, start, start + c)

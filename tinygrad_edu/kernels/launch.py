@@ -225,7 +225,7 @@ class Task:
         if switch.off:
             return
         dtype = arrays[0].dtype.char
-        address = (self.compiled.get(dtype) or self.compile(dtype))[0]
+        address, start, _ = self.compiled.get(dtype) or self.compile(dtype)
         try:
             block = _local.block
         except AttributeError:
@@ -234,8 +234,8 @@ class Task:
         SHORT[len(held)].pack_into(memory, 0, *held)
         SHORT[len(sizes)].pack_into(memory, 8 * ARRAYS, *sizes)
         LONG[len(numbers)].pack_into(memory, 8 * (ARRAYS + SIZES), *numbers)
-        workers = 1 if small else min(_threads, count)
-        _launch["d"](address, block.address, block.counters, len(held), HEADER, count, workers)
+        workers = 1 if small or count == 1 else min(_threads, count)
+        start(address, block.address, block.counters, len(held), HEADER, count, workers)
 
     def compile(self, dtype: str) -> tuple:
         scalar = {"f": types.float32, "d": types.float64}[dtype]
@@ -256,7 +256,7 @@ class Task:
                 function = jit.cached(decorator, self.body, **self.options)
             except OSError:  # no room for the cache
                 function = decorator(**self.options)(self.body)
-        self.compiled[dtype] = function.address, function
+        self.compiled[dtype] = function.address, _launch["d"], function
         return self.compiled[dtype]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import threadpoolctl
 
 from . import elementwise, gemm, launch, switch
-from .allocator import budgeted, empty
+from .allocator import empty
 
 
 def numpy_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray, **more) -> None:
@@ -69,18 +69,18 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **more) 
     accumulate=; see `gemm.matmul`.
     A product of many matrices with one matrix is one tall product: (..., m, k) @ (k, n).
     """
-    if a.ndim == 2 == b.ndim and _backend is numba_backend and not more:
-        if out is None and budgeted():
-            out = empty((len(a), b.shape[1]), np.result_type(a, b))
+    if _backend is numba_backend and not more and a.ndim == 2 == b.ndim:
         result = gemm.quick(a, b, out)
         if result is not None:
             return result
     if out is not None:
         _backend(a, b, out, **more)
         return out
+    if _backend is numba_backend and a.dtype is b.dtype and a.dtype.char in "fd":
+        return gemm.matmul(a, b, **more)
     leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) if a.ndim + b.ndim > 4 else ()
     out_shape = (*leading, a.shape[-2], b.shape[-1])
-    out = empty(out_shape, a.dtype if a.dtype is b.dtype else np.result_type(a, b))
+    out = empty(out_shape, np.result_type(a, b))
     if a.ndim > 2 and b.ndim == 2 and not more:
         rows = math.prod(out_shape[:-1])
         _backend(a.reshape(rows, a.shape[-1]), b, out.reshape(rows, b.shape[-1]))

@@ -89,7 +89,7 @@ def matmul(
     if out is None:
         if accumulate:
             raise ValueError("matmul: accumulate=True adds to `out`, which was not given")
-        out = np.empty(shape, dtype)
+        out = empty(shape, dtype)
     else:
         _check_out(out, shape, a, b, bias)
         others = (a, b, bias, keep, residual)
@@ -158,7 +158,7 @@ def quick(a, b, out=None):
     if here is None:
         return None
     if out is None:
-        out = np.empty((m, n), dtype)
+        out = empty((m, n), dtype)
     elif out.dtype is not dtype:
         return None
     workers = 1 if alone else threads()
@@ -184,7 +184,7 @@ def _vectors(a, b, out, bias, accumulate):
     shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape += (() if row else a.shape[-2:-1]) + (() if column else b.shape[-1:])
     if out is None and not accumulate:
-        out = np.empty(shape, a.dtype)
+        out = empty(shape, a.dtype)
     if out is not None and out.shape != shape:
         raise ValueError(f"matmul: out has shape {out.shape}, the product {shape}")
 
