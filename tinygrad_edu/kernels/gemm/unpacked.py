@@ -26,8 +26,8 @@ ROWS = min(
     CPU.mr, 8
 )  # fewer than when packed: with arbitrary strides each row of A needs an address register
 DEPTH = 32  # rows of B that `thin` streams at a time
-STREAMS = 4  # for one row of A: longer rows of B, fewer at a time
-DOTS = 4  # rows of B.T that `dots` streams for one row of A
+STREAMS = 6  # for one row of A: longer rows of B, fewer at a time
+DOTS = 6  # rows of B.T that `dots` streams for one row of A
 
 
 @intrinsic(prefer_literal=True)
