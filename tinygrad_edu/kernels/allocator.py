@@ -120,11 +120,6 @@ def empty(
     return _source[-1].empty(shape, np.dtype(dtype), kind)
 
 
-def budgeted() -> bool:
-    """Whether somebody counts every byte."""
-    return len(_source) > 1
-
-
 @contextlib.contextmanager
 def memory_from(source: Any) -> Iterator[None]:
     """Inside, `empty` is `source.empty(shape, dtype, kind)`."""
