@@ -69,7 +69,10 @@ def operands(op: str, shapes: tuple, backward: bool) -> int:
 
 
 def whole_blocks(shapes: tuple) -> float:
-    """What attention computes, by what causal attention needs: blocks of queries are not cut."""
+    """What attention takes, by what causal attention needs: the time of whole blocks of queries.
+
+    The kernel leaves out part of a block, but what it keeps takes longer per operation.
+    """
     t, s = shapes[0][-2], shapes[1][-2]
     if not t * s:
         return 1.0
