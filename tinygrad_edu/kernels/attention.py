@@ -245,7 +245,7 @@ def attention_backward_task(arrays, sizes, numbers, piece, slot):
         mask_scores(p, has_mask, keys, queries, future, block_mask, mask_row, mask_column)
         chunks = -(-queries // CHUNK)
         for j in range(keys):
-            hidden = min(max(0, j - future), queries)
+            hidden = max(0, j - future)  # fewer than queries, as j < keys
             ds[j, :hidden] = kind(0)
             hidden //= CHUNK
             p[j, : hidden * CHUNK] = kind(0)
