@@ -53,17 +53,15 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(c, 3 * c, config.bias, rng, init=nn.normal(0.02))
         self.c_proj = nn.Linear(c, c, config.bias, rng, init=residual_init(config))
 
-    def forward(self, x: tg.Tensor, cache: KeyValueCache | None = None) -> tg.Tensor:
-        b, t, c = x.shape
-        heads = self.c_attn(x).reshape(b, t, 3 * self.n_head, c // self.n_head).transpose(1, 2)
-        q, k, v = heads.split(self.n_head, axis=1)  # (B, H, T, C / H) each
+    def forward(
+        self, x: tg.Tensor, stream: tg.Tensor, cache: KeyValueCache | None = None
+    ) -> tg.Tensor:
+        q, k, v = F.split_heads(self.c_attn(x), self.n_head, 3)  # (B, H, T, C / H) each
         if cache is not None:
             k, v = cache.extend(self, k, v)
         p = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, rng=self.rng)
-        return F.dropout(
-            self.c_proj(y.transpose(1, 2).reshape(b, t, c)), self.dropout, self.training, self.rng
-        )
+        return add_to(stream, self.c_proj, F.merge_heads(y), p, self.rng)
 
 
 class MLP(nn.Module):
@@ -73,9 +71,16 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(c, 4 * c, config.bias, rng, init=nn.normal(0.02))
         self.c_proj = nn.Linear(4 * c, c, config.bias, rng, init=residual_init(config))
 
-    def forward(self, x: tg.Tensor) -> tg.Tensor:
-        y = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
-        return F.dropout(y, self.dropout, self.training, self.rng)
+    def forward(self, x: tg.Tensor, stream: tg.Tensor) -> tg.Tensor:
+        y = F.gelu(self.c_fc(x), approximate="tanh")
+        return add_to(stream, self.c_proj, y, self.dropout if self.training else 0.0, self.rng)
+
+
+def add_to(
+    stream: tg.Tensor, layer: nn.Linear, x: tg.Tensor, p: float, rng: np.random.Generator
+) -> tg.Tensor:
+    """stream + dropout(layer(x)); without dropout the layer adds while it has the sums at hand."""
+    return stream + F.dropout(layer(x), p, rng=rng) if p else layer(x, stream)
 
 
 class Block(nn.Module):
@@ -86,8 +91,8 @@ class Block(nn.Module):
         self.mlp = MLP(config, rng)
 
     def forward(self, x: tg.Tensor, cache: KeyValueCache | None = None) -> tg.Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+        x = self.attn(self.ln_1(x), x, cache)  # x + what attention finds
+        return self.mlp(self.ln_2(x), x)
 
 
 def residual_init(config: GPTConfig) -> nn.Init:

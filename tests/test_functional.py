@@ -39,6 +39,37 @@ def test_linear(lead):
     agree(F.linear, lambda t, *a: TF(t).linear(*a), x, w)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("shape", [(7, 5, 4), (300, 90, 64), (2, 1100, 4096)])
+def test_linear_adds_a_residual_as_a_sum_would(backend, shape):
+    """The bits of linear(x, w, b) + r, whether the weight is used whole or some rows at a time."""
+    m, n, k = shape
+    x, w, b, r = (normal(*s).astype(np.float32) for s in ((2, m, k), (n, k), (n,), (2, m, n)))
+    tg.set_matmul_backend(backend)
+    try:
+        for bias in (None, b):
+            found = F.linear(x, w, bias, residual=r).data
+            assert np.array_equal(found, (F.linear(x, w, bias) + Tensor(r)).data)
+            strided = F.linear(x, w, bias, residual=Tensor(np.asfortranarray(r))).data
+            assert np.array_equal(found, strided)
+    finally:
+        tg.set_matmul_backend("numba")
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_heads_are_split_and_merged(parts):
+    b, t, heads, width = 2, 5, 3, 4
+    x = normal(b, t, parts * heads * width)
+    found = F.split_heads(x, heads, parts)
+    assert [part.shape for part in found] == [(b, heads, t, width)] * parts
+    for i, part in enumerate(found):
+        for h in range(heads):
+            start = (i * heads + h) * width
+            assert np.array_equal(part.data[:, h], x[:, :, start : start + width])
+        start = i * heads * width
+        assert np.array_equal(F.merge_heads(part).data, x[:, :, start : start + heads * width])
+
+
 @pytest.mark.parametrize("padding_idx", [None, 1, -1])
 def test_embedding(padding_idx):
     ids = np.array([[0, 3, 3], [1, 5, 1]])
@@ -245,6 +276,24 @@ ERRORS = {
         r"\(3,\), expected \(4,\)",
         lambda: F.linear(X, ones((4, 3)), ones(3)),
     ),
+    "linear residual": (
+        ValueError,
+        r"residual has shape \(4,\), expected \(2, 4\)",
+        lambda: F.linear(X, ones((4, 3)), residual=ones(4)),
+    ),
+    "linear residual dtype": (
+        TypeError,
+        "float64.*float32",
+        lambda: F.linear(X, ones((4, 3)), residual=ones((2, 4), np.float32)),
+    ),
+    "split_heads axes": (
+        ValueError,
+        r"\(2, 3\), expected \(B, T, C\)",
+        lambda: F.split_heads(X, 1),
+    ),
+    "split_heads width": (ValueError, "2 x 2 heads", lambda: F.split_heads(ones((1, 2, 6)), 2, 2)),
+    "split_heads none": (ValueError, "1 x 0 heads", lambda: F.split_heads(ones((1, 2, 6)), 0)),
+    "merge_heads axes": (ValueError, r"\(2, 3\), expected", lambda: F.merge_heads(X)),
     "linear dtype": (TypeError, "float64.*float32", lambda: F.linear(X, ones((4, 3), np.float32))),
     "linear text": (TypeError, "<U1", lambda: F.linear("a", X)),
     "embedding float ids": (TypeError, "float64", lambda: F.embedding(X, X)),

@@ -44,11 +44,12 @@ HEALTHY = {
     ops.Gelu: (lambda x: x.gelu(), SQUARE),
     ops.Index: (lambda x: x[[2, 0, 2, 1]], SQUARE),
     ops.LayerNorm: (lambda x, w, b: F.layer_norm(x, 3, w, b), SQUARE, ROW, ROW - 1),
-    ops.Linear: (F.linear, SQUARE, OTHER, ROW),
+    ops.Linear: (lambda x, w, b, r: F.linear(x, w, b, residual=r), SQUARE, OTHER, ROW, SQUARE - 1),
     ops.LinearCrossEntropy: (lambda x, w: F.linear_cross_entropy(x, w, IDS), SQUARE, OTHER),
     ops.Log: (lambda x: x.log(), SQUARE),
     ops.LogSoftmax: (lambda x: x.log_softmax(), SQUARE),
     ops.Matmul: (lambda a, b: a @ b, SQUARE, OTHER),
+    ops.MergeHeads: (lambda x: F.merge_heads(x.reshape(1, 1, 3, 3)), SQUARE),
     ops.Max: (lambda x: x.max(axis=0), SQUARE),
     ops.Maximum: (tg.maximum, SQUARE, OTHER),
     ops.Mean: (lambda x: x.mean(axis=0), SQUARE),
@@ -63,6 +64,7 @@ HEALTHY = {
     ops.Sigmoid: (lambda x: x.sigmoid(), SQUARE),
     ops.Softmax: (lambda x: x.softmax(), SQUARE),
     ops.Split: (lambda x: x.split(2), SQUARE),
+    ops.SplitHeads: (lambda x: F.split_heads(x.reshape(1, 3, 3), 3), SQUARE),
     ops.Sqrt: (lambda x: x.sqrt(), SQUARE),
     ops.Stack: (lambda a, b: tg.stack([a, b]), SQUARE, OTHER),
     ops.Subtract: (lambda a, b: a - b, SQUARE, OTHER),
@@ -187,7 +189,8 @@ def linear_backward(weight_transposed, grad_transposed):
         x, weight = ctx.saved_tensors
         weight = weight.rows(0, len(weight))
         dweight = grad.T @ x if grad_transposed else grad @ x
-        return grad @ (weight.T if weight_transposed else weight), dweight, grad.sum(axis=0)
+        dx = grad @ (weight.T if weight_transposed else weight)
+        return dx, dweight, grad.sum(axis=0), grad
 
     return backward
 

@@ -281,7 +281,26 @@ def _(d):
 @entry("functional.linear")
 def _(d):
     lead, k, n = d.pick((), (2,), (2, 3), (0,), (2, 0)), d.pick(1, 3), d.pick(1, 2)
-    return F.linear, *d.values((*lead, k), (n, k), *d.pick((), ((n,),)))
+    bias, residual = d.pick((), ((n,),)), d.pick((), ((*lead, n),))
+
+    def linear(x, w, *more):
+        named = {"residual": more[-1]} if residual else {}
+        return F.linear(x, w, more[0] if bias else None, **named)
+
+    return linear, *d.values((*lead, k), (n, k), *bias, *residual)
+
+
+@entry("functional.split_heads")
+def _(d):
+    (b, t, heads, width), parts = d.pick((2, 3, 2, 2), (1, 1, 1, 1), (0, 2, 1, 3)), d.pick(1, 2, 3)
+    used = d.pick(slice(None), slice(0, 1), slice(-1, None))
+    x = d.values((b, t, parts * heads * width))
+    return lambda x: F.split_heads(x, heads, parts)[used], *x
+
+
+@entry("functional.merge_heads")
+def _(d):
+    return F.merge_heads, *d.values(d.pick((2, 3, 2, 2), (1, 1, 1, 1), (2, 0, 3, 1), (1, 3, 2, 1)))
 
 
 @entry("functional.embedding")

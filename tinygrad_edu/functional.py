@@ -39,8 +39,8 @@ def as_ids(ids: Any, name: str, high: int, ignore_index: int | None = None) -> n
 
 
 def same_dtype(name: str, **tensors: Tensor | None) -> None:
-    dtypes = {key: x.dtype for key, x in tensors.items() if x is not None}
-    if len(set(dtypes.values())) > 1:
+    if len({x.dtype for x in tensors.values() if x is not None}) > 1:
+        dtypes = {key: x.dtype for key, x in tensors.items() if x is not None}
         listing = ", ".join(f"{key} {dtype}" for key, dtype in dtypes.items())
         raise TypeError(f"{name} needs one dtype, got {listing}")
 
@@ -50,12 +50,19 @@ def need_shape(name: str, what: str, x: Tensor | None, shape: tuple[int, ...]) -
         raise ValueError(f"{name}: {what} has shape {x.shape}, expected {shape}")
 
 
-def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
-    """input (..., K) @ weight (N, K).T + bias (N,) -> (..., N)"""
+def linear(input: Any, weight: Any, bias: Any = None, *, residual: Any = None) -> Tensor:
+    """input (..., K) @ weight (N, K).T + bias (N,) -> (..., N), plus `residual` of that shape.
+
+    The residual costs no pass over memory of its own: it is added while the sums are at hand.
+    """
     x, w = as_tensor(input), as_tensor(weight)
     b = None if bias is None else as_tensor(bias)
+    r = None if residual is None else as_tensor(residual)
     check_linear("linear", x, w, b)
-    return apply(ops.Linear, x, w, b)
+    if r is not None:
+        need_shape("linear", "residual", r, (*x.shape[:-1], w.shape[0]))
+        same_dtype("linear", input=x, residual=r)
+    return apply(ops.Linear, x, w, b, r)
 
 
 def check_linear(name: str, x: Tensor, w: Tensor, b: Tensor | None) -> None:
@@ -323,6 +330,28 @@ def scaled_dot_product_attention(
                       bool(is_causal), mask, p, draw)  # fmt: skip
     out = apply(ops.Attention, four_axes(q), four_axes(k), four_axes(v), options=options)
     return out.reshape(*q.shape[:-1], v.shape[-1]) if q.ndim != 4 else out
+
+
+def split_heads(input: Any, n_head: int, parts: int = 1) -> tuple[Tensor, ...]:
+    """input (B, T, parts * H * D) -> `parts` Tensors (B, H, T, D), H = n_head, side by side in it.
+
+    Queries, keys and values of one product are `q, k, v = split_heads(qkv, n_head, 3)`.
+    """
+    x = as_tensor(input)
+    if x.ndim != 3 or min(n_head, parts) < 1 or x.shape[2] % (n_head * parts):
+        raise ValueError(
+            f"split_heads: input {x.shape}, expected (B, T, C) with C a multiple of "
+            f"{parts} x {n_head} heads"
+        )
+    return apply(ops.SplitHeads, x, n_head=n_head, parts=parts)
+
+
+def merge_heads(input: Any) -> Tensor:
+    """input (B, H, T, D) -> (B, T, H * D): what every head found, side by side for each token."""
+    x = as_tensor(input)
+    if x.ndim != 4:
+        raise ValueError(f"merge_heads: input has shape {x.shape}, expected (B, H, T, D)")
+    return apply(ops.MergeHeads, x)
 
 
 def four_axes(x: Tensor) -> Tensor:

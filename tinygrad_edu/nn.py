@@ -273,8 +273,9 @@ class Linear(Module):
         start = zeros if init else default(rng, (out_features,)) if bias else None
         self.bias = Parameter(start) if bias else None
 
-    def forward(self, x: Any) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Any, residual: Any = None) -> Tensor:
+        """`residual` (..., out_features) is added, if given."""
+        return F.linear(x, self.weight, self.bias, residual=residual)
 
 
 class Embedding(Module):

@@ -109,24 +109,22 @@ class _Locks:
             array = array.base
 
     def unlock(self, array: np.ndarray) -> None:
-        bases = []
-        while isinstance(array, np.ndarray):
-            bases.append(array)
-            array = array.base
-        for array in reversed(bases):  # the owner first: a view cannot be opened before it
-            entry = self.held.get(id(array))
-            if entry is not None:
-                entry[1] -= 1
-                if entry[1] == 0:
-                    del self.held[id(array)]
-                    self._open(array, entry[2])
-
-    def _open(self, array: np.ndarray, views: list[np.ndarray]) -> None:
-        owner = self.held.get(id(array.base))
-        if owner is not None:  # saved elsewhere too: this view opens when its owner does
-            owner[2] += [array, *views]
+        base = array.base
+        if isinstance(base, np.ndarray):
+            self.unlock(base)  # the owner first: a view cannot be opened before it
+        entry = self.held.get(id(array))
+        if entry is None:
             return
-        for view in (array, *views):
+        entry[1] -= 1
+        if entry[1]:
+            return
+        del self.held[id(array)]
+        owner = self.held.get(id(base))
+        if owner is not None:  # saved elsewhere too: this view opens when its owner does
+            owner[2] += [array, *entry[2]]
+            return
+        array.flags.writeable = True
+        for view in entry[2]:
             view.flags.writeable = True
 
     def __contains__(self, array: np.ndarray) -> bool:
@@ -139,28 +137,33 @@ locks = _Locks()
 class Context:
     """One application of an op. Ops use the public part; the engine the rest."""
 
+    # What every op has is in slots; an op's own attributes go to the dictionary, if it has any.
+    __slots__ = (
+        "__dict__", "__weakref__", "_by_rows", "_dtypes", "_edges", "_inputs", "_least", "_module",
+        "_number", "_op", "_out_like", "_recording", "_saved", "input_shapes", "needs_input_grad",
+    )  # fmt: skip
+
     def __init__(self, op: type, tensors: list, arrays: list) -> None:
-        tracked, needs = state.grad_enabled, []
-        for tensor in tensors:
-            needs.append(tracked and tensor is not None and tensor.requires_grad)
+        tracked = state.grad_enabled
+        needs = [tracked and t is not None and t._requires_grad for t in tensors]
         self.needs_input_grad = tuple(needs)
         self.input_shapes = tuple([getattr(array, "shape", None) for array in arrays])
         self._op = op
-        self._recording = True in needs
         self._saved: list | None = []
+        self._recording = recording = True in needs
         for reader in state.readers:
-            reader.update((id(t), t) for t in tensors if t is not None and t.requires_grad)
-        if self._recording:
+            reader.update((id(t), t) for t in tensors if t is not None and t._requires_grad)
+        if recording:
             self._number = next(_numbers)
-            self._inputs = list(zip(tensors, arrays, strict=True))
-            self._dtypes = [getattr(array, "dtype", None) for array in arrays]
-            self._edges = [
-                tensor._edge() if needed else None
-                for tensor, needed in zip(tensors, needs, strict=True)
-            ]
+            self._inputs = tensors, arrays
+            self._dtypes = tuple([getattr(array, "dtype", None) for array in arrays])
+            self._edges = tuple([
+                (t._made_by or (t, 0)) if needed else None
+                for t, needed in zip(tensors, needs, strict=True)
+            ])  # fmt: skip
             self._by_rows = getattr(op, "by_rows", None)
             self._module = state.scope[-1] if state.scope else None
-            self._least = len(tensors)
+            self._least = len(tensors)  # gradients that backward gives at least
             while tensors[self._least - 1] is None:
                 self._least -= 1
 
@@ -171,22 +174,24 @@ class Context:
         """
         if not self._recording:
             return
+        tensors, inputs = self._inputs
         for array in arrays:
             if array is None:
                 self._saved.append(None)
                 continue
-            place = next(
-                (i for i, (t, a) in enumerate(self._inputs) if a is array and t is not None), None
-            )
-            source = None if place is None else self._inputs[place][0]
-            version = None if source is None else source._version
-            keep = source if source is not None and source._is_leaf() else None
-            if keep is not None:  # the tensor is kept, and its array only to be unlocked
-                array, keep = keep._lockable(), (keep, place == self._by_rows)
+            source = keep = version = number = None
+            for place, given in enumerate(inputs):
+                if given is array and tensors[place] is not None:
+                    source = tensors[place]
+                    version, number = source._version, source._version[0]
+                    break
+            if source is not None and source._made_by is None:  # a leaf: the tensor is kept, and
+                array = source._lockable()  # its array only to be unlocked
+                keep = source, place == self._by_rows
             elif isinstance(array, Rows):
                 array, keep = array.array, (None, True)
             locks.lock(array)
-            self._saved.append((keep, array, version, None if version is None else version[0]))
+            self._saved.append((keep, array, version, number))
 
     def save_leaves(self, tensors: list) -> None:
         """Keeps leaf tensors that are not inputs, to raise if they change before backward."""
@@ -236,28 +241,31 @@ class Context:
 
     def _finish(self, outputs: list) -> None:
         """After forward: forgets the inputs, and watches outputs that were saved."""
-        self._out_like = [(out._data.shape, out._data.dtype) for out in outputs]
-        del self._inputs
+        self._out_like = tuple([(out._data.shape, out._data.dtype) for out in outputs])
+        self._inputs = None
         for i, entry in enumerate(self._saved):
-            for out in outputs:
-                if entry is not None and entry[2] is None and entry[1] is out._data:
-                    self._saved[i] = (None, entry[1], out._version, out._version[0])
+            if entry is not None and entry[2] is None:
+                for out in outputs:
+                    if entry[1] is out._data:
+                        self._saved[i] = (None, entry[1], out._version, out._version[0])
 
     def _release(self) -> None:
-        saved, self._saved = self._saved, None
-        for entry in saved or ():
-            if entry is not None:
+        """After backward: forgets everything but what it was."""
+        self._unlock()
+        self._saved = self._edges = self._inputs = self._module = None
+        self.__dict__.clear()
+
+    def _unlock(self) -> None:
+        for entry in self._saved or ():
+            if entry is not None and entry[1] is not None:
                 locks.unlock(entry[1])
-        self.__dict__ = {"_op": self._op, "_saved": None, "_number": self._number}
 
     def __del__(self) -> None:
-        if getattr(self, "_saved", None) and locks is not None:
-            for entry in self._saved:
-                if entry is not None:
-                    locks.unlock(entry[1])
+        if locks is not None:  # it is None when the interpreter is closing
+            self._unlock()
 
-    def _backward(self, grads: list[np.ndarray | None]) -> list["Parts | None"]:
-        """Gradients of the outputs (None: nobody used it) -> one per input, shaped like it."""
+    def _backward(self, grads: list[np.ndarray | None]) -> list[list[np.ndarray] | None]:
+        """Gradients of the outputs (None: nobody used it) -> the parts of each input's."""
         grads = [
             zeros(*like) if grad is None else grad
             for grad, like in zip(grads, self._out_like, strict=True)
@@ -266,35 +274,41 @@ class Context:
             grads = [read_only_view(grad) for grad in grads]
         results = self._op.backward(self, *grads)
         results = list(results) if isinstance(results, (tuple, list)) else [results]
-        name, count = self._op.__name__, len(self._edges)
-        if len(results) >= self._least:  # arguments that are not Tensors may be left out at the end
+        if len(results) != len(self._edges):
+            self._match(results)
+        for i, needed in enumerate(self.needs_input_grad):
+            given = results[i]
+            if not needed:
+                results[i] = None
+            elif given is None:
+                raise RuntimeError(
+                    f"{self._op.__name__}.backward gave None for input {i}, which needs a "
+                    "gradient: return an array (of zeros, if the gradient is zero)"
+                )
+            else:
+                parts = given if isinstance(given, Parts) else (given,)
+                results[i] = [self._fit(part, i) for part in parts]
+        return results
+
+    def _match(self, results: list) -> None:
+        """One result per input: the last ones may be missing or too many, but not of Tensors."""
+        count = len(self._edges)
+        if len(results) >= self._least:
             results += [None] * (count - len(results))
         if all(extra is None for extra in results[count:]):
             del results[count:]
         if len(results) != count:
             raise RuntimeError(
-                f"{name}.backward gave {len(results)} gradients for {count} inputs: "
+                f"{self._op.__name__}.backward gave {len(results)} gradients for {count} inputs: "
                 "return one per argument of forward, None for those without a gradient"
             )
-        for i, needed in enumerate(self.needs_input_grad):
-            if not needed:
-                results[i] = None
-                continue
-            if results[i] is None:
-                raise RuntimeError(
-                    f"{name}.backward gave None for input {i}, which needs a gradient: return an "
-                    "array (of zeros, if the gradient is zero)"
-                )
-            parts = results[i] if isinstance(results[i], Parts) else [results[i]]
-            results[i] = Parts(self._fit(part, i) for part in parts)
-        return results
 
     def _fit(self, grad: Any, i: int) -> np.ndarray:
         """A gradient in the shape and dtype of input `i`."""
-        grad, shape = np.asarray(grad), self.input_shapes[i]
+        grad, shape, dtype = np.asarray(grad), self.input_shapes[i], self._dtypes[i]
         if grad.shape != shape:
             grad = unbroadcast(grad, shape, f"{self._op.__name__}.backward, input {i}")
-        return grad.astype(self._dtypes[i], copy=False)
+        return grad if grad.dtype is dtype else grad.astype(dtype, copy=False)
 
 
 class Parts(list):
@@ -373,8 +387,8 @@ def walk(root: Context, slot: int, grad: np.ndarray) -> None:
     while heap:
         _, node = heapq.heappop(heap)
         grads = pending.pop(node)
-        for i in range(len(grads)):
-            owned.discard((node, i))
+        if owned:
+            owned.difference_update([(node, i) for i in range(len(grads))])
         start = time.perf_counter_ns()
         results = node._backward(grads)
         if state.observer is not None:
@@ -396,17 +410,18 @@ def walk(root: Context, slot: int, grad: np.ndarray) -> None:
                 continue
             if target._saved is None:
                 raise RuntimeError(consumed_message(target._op))
-            if target not in pending:
-                pending[target] = [None] * len(target._out_like)
+            sums = pending.get(target)
+            if sums is None:
+                sums = pending[target] = [None] * len(target._out_like)
                 heapq.heappush(heap, (-target._number, target))
             for part in parts:
-                total = pending[target][slot]
+                total = sums[slot]
                 if total is None:
-                    pending[target][slot] = part
+                    sums[slot] = part
                 elif (target, slot) in owned:
                     add(total, part, out=total)
                 else:
-                    pending[target][slot] = add(total, part)
+                    sums[slot] = add(total, part)
                     owned.add((target, slot))
-            parts = part = total = None
+            parts = part = total = sums = None
         del node, edges, results

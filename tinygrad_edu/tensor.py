@@ -25,17 +25,21 @@ def apply(op: type, *inputs: Any, **parameters: Any) -> Any:
 
     Inputs that are not Tensors reach the op as they are, and get no gradient.
     """
-    tensors = [x if isinstance(x, Tensor) else None for x in inputs]
     by_rows = getattr(op, "by_rows", None)
-    arrays = [
-        x if not isinstance(x, Tensor) else x._rows() if i == by_rows else x._read()
-        for i, x in enumerate(inputs)
-    ]
+    tensors, arrays = [], []
+    for i, x in enumerate(inputs):
+        if isinstance(x, Tensor):
+            tensors.append(x)
+            arrays.append(x._rows() if i == by_rows else x._read())
+        else:
+            tensors.append(None)
+            arrays.append(x)
     ctx = tape.Context(op, tensors, arrays)
     start = time.perf_counter_ns()
     result = op.forward(ctx, *arrays, **parameters)
-    if tape.state.observer is not None:
-        tape.state.observer(op.__name__, "forward", ctx.input_shapes, start)
+    state = tape.state
+    if state.observer is not None:
+        state.observer(op.__name__, "forward", ctx.input_shapes, start)
     many = isinstance(result, tuple)
     outputs = []
     for slot, array in enumerate(result if many else (result,)):
@@ -50,8 +54,8 @@ def apply(op: type, *inputs: Any, **parameters: Any) -> Any:
         outputs.append(out)
     if ctx._recording:
         ctx._finish(outputs)
-    if tape.state.watching:
-        module = tape.state.scope[-1] if tape.state.scope else None
+    if state.watching:
+        module = state.scope[-1] if state.scope else None
         tape.check_finite(op, "forward", module, [out._data for out in outputs])
     return tuple(outputs) if many else outputs[0]
 
@@ -69,8 +73,9 @@ def as_output(array: Any, inputs: list, op: type) -> np.ndarray:
         if not isinstance(array, (np.generic, numbers.Number)):
             raise TypeError(f"{op.__name__}.forward gave {type(array).__name__}, expected an array")
         array = np.asarray(array)
-    if any(array is x for x in inputs):
-        array = array.view()
+    for x in inputs:
+        if x is array:
+            array = array.view()
     if isinstance(array.base, np.ndarray) and array.flags.writeable:
         array.flags.writeable = False
     return array
@@ -560,12 +565,14 @@ def operands(a: Any, b: Any) -> tuple[Tensor, Tensor]:
     A Python number takes the other's dtype (a float beside ints: float32); ints beside floats
     take the float's dtype, so that an index never turns float32 into float64.
     """
-    a, b = (x if isinstance(x, Tensor) else wrap(x, y) for x, y in ((a, b), (b, a)))
-    kinds = a.dtype.kind == "f", b.dtype.kind == "f"
-    if kinds == (True, False):
-        b = cast(b, a.dtype)
-    elif kinds == (False, True):
-        a = cast(a, b.dtype)
+    beside = a
+    if not isinstance(a, Tensor):
+        a = wrap(a, b)
+    if not isinstance(b, Tensor):
+        b = wrap(b, beside)
+    floating = a.dtype.kind == "f"
+    if floating != (b.dtype.kind == "f"):
+        return (a, cast(b, a.dtype)) if floating else (cast(a, b.dtype), b)
     return a, b
 
 

@@ -12,7 +12,7 @@ from numba import njit
 
 from . import switch
 from .allocator import empty
-from .launch import operand, pieces, span, task
+from .launch import SMALL, operand, pieces, span, task
 from .philox import U32, U64, philox
 from .vector_math import exp
 
@@ -174,9 +174,11 @@ def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarr
         out = empty(shape, a.dtype if same else np.result_type(a, b))
     if switch.off:
         return out
-    alike = type(a) is type(b) is np.ndarray and a.shape == b.shape
-    alike = alike and a.dtype == b.dtype == out.dtype and a.dtype.char in "fd" and a.dtype.isnative
-    if not (alike and a.flags.c_contiguous and b.flags.c_contiguous and out.flags.c_contiguous):
+    alike = a.shape == b.shape and a.dtype == b.dtype == out.dtype and a.dtype.char in "fd"
+    if out.size < SMALL or not (
+        alike and a.dtype.isnative
+        and a.flags.c_contiguous and b.flags.c_contiguous and out.flags.c_contiguous
+    ):  # fmt: skip
         return np.add(a, b, out=out)
     count, step = pieces(a.size, 1)
     add_task(count, [a, b, out], [a.size, step])

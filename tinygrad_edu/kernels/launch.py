@@ -35,10 +35,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import jit, switch
+from .objects import DATA
 
 ARRAYS, SIZES, NUMBERS = 16, 64, 8  # what the block has room for, before the counters
 COUNTER = 64  # bytes from one thread's counter to the next one's: a cache line each
-HEADER = object.__basicsize__  # bytes of an ndarray object before its data pointer, its first field
 SMALL = 1 << 15  # elements: below this, waking a second thread costs more than it helps
 
 _threads = config.NUMBA_NUM_THREADS
@@ -235,7 +235,7 @@ class Task:
         SHORT[len(sizes)].pack_into(memory, 8 * ARRAYS, *sizes)
         LONG[len(numbers)].pack_into(memory, 8 * (ARRAYS + SIZES), *numbers)
         workers = 1 if small or count == 1 else min(_threads, count)
-        start(address, block.address, block.counters, len(held), HEADER, count, workers)
+        start(address, block.address, block.counters, len(held), DATA, count, workers)
 
     def compile(self, dtype: str) -> tuple:
         scalar = {"f": types.float32, "d": types.float64}[dtype]

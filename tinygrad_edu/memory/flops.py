@@ -37,7 +37,8 @@ def rows_of_weight(op: str, shapes: tuple) -> int:
 
 # Bytes moved by what is not a product, as multiples of the op's largest input: (forward, backward).
 PASSES = {"LayerNorm": (2, 3), "Gelu": (2, 3), "Add": (3, 0), "Split": (0, 2), "Dropout": (2, 2)}
-PASSES |= dict.fromkeys(("Reshape", "Permute", "Transpose", "Checkpoint"), (0, 0))
+VIEWS = ("Reshape", "Permute", "Transpose", "SplitHeads", "MergeHeads", "Checkpoint")
+PASSES |= dict.fromkeys(VIEWS, (0, 0))
 ELSE = (2, 3)
 
 
@@ -65,7 +66,8 @@ def operands(op: str, shapes: tuple, backward: bool) -> int:
         result = math.prod(shapes[0][:-1]) * shapes[1][0]
     if op == "LinearCrossEntropy":  # its logits are written and read, then read and written again
         result *= 2
-    return (first + second + result) * (1 + backward)
+    residual = result if op == "Linear" and len(shapes) > 3 and shapes[3] and not backward else 0
+    return (first + second + result) * (1 + backward) + residual
 
 
 def whole_blocks(shapes: tuple) -> float:

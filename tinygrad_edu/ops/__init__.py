@@ -32,12 +32,22 @@ from .elementwise import (
 )
 from .fused import Attention, CrossEntropy, Embedding, LayerNorm, LinearCrossEntropy
 from .linear import Einsum, Linear, Matmul
-from .movement import Cast, Concatenate, Index, Permute, Reshape, Split, Stack
+from .movement import (
+    Cast,
+    Concatenate,
+    Index,
+    MergeHeads,
+    Permute,
+    Reshape,
+    Split,
+    SplitHeads,
+    Stack,
+)
 from .reduce import LogSoftmax, Max, Mean, Min, Softmax, Sum, Variance
 
 CATALOGUE = (
     Abs, Add, Attention, Cast, Clip, Concatenate, CrossEntropy, Divide, Dropout, Einsum, Embedding,
     Exp, Gelu, Index, LayerNorm, Linear, LinearCrossEntropy, Log, LogSoftmax, Matmul, Max, Maximum,
-    Mean, Min, Minimum, Multiply, Negate, Permute, Power, Relu, Reshape, Sigmoid, Softmax, Split,
-    Sqrt, Stack, Subtract, Sum, Tanh, Variance, Where,
+    Mean, MergeHeads, Min, Minimum, Multiply, Negate, Permute, Power, Relu, Reshape, Sigmoid,
+    Softmax, Split, SplitHeads, Sqrt, Stack, Subtract, Sum, Tanh, Variance, Where,
 )  # fmt: skip

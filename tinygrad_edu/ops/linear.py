@@ -50,7 +50,7 @@ def as_column(b: np.ndarray) -> np.ndarray:
 
 
 class Linear:
-    """x (..., K) @ weight (N, K).T + bias (N,) -> (..., N)
+    """x (..., K) @ weight (N, K).T + bias (N,) + residual (..., N) -> (..., N)
 
     A large weight is used some rows at a time, which are some columns of the result.
     """
@@ -58,18 +58,21 @@ class Linear:
     by_rows = 1
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
-        need_x, need_weight, _ = ctx.needs_input_grad
+    def forward(ctx, x, weight, bias, residual):
+        need_x, need_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
         rows, (n, k) = rows_of(x), weight.shape
         units = row_units(n, k * weight.dtype.itemsize)
+        more = {} if residual is None else {"residual": residual.reshape(len(rows), n)}
         if len(units) == 1:
-            out = matmul(rows, weight.rows(0, n).T, bias=bias)
+            more |= {} if bias is None else {"bias": bias}
+            out = matmul(rows, weight.rows(0, n).T, **more)
         else:
             out = empty((len(rows), n), np.result_type(x, weight.dtype))
             for start, stop in units:
-                part = None if bias is None else bias[start:stop]
-                matmul(rows, weight.rows(start, stop).T, out=out[:, start:stop], bias=part)
+                part = {key: value[..., start:stop] for key, value in more.items()}
+                part |= {} if bias is None else {"bias": bias[start:stop]}
+                matmul(rows, weight.rows(start, stop).T, out=out[:, start:stop], **part)
         return out.reshape(*x.shape[:-1], n)
 
     @staticmethod
@@ -77,19 +80,18 @@ class Linear:
         x, weight = ctx.saved_tensors
         n, k = ctx.input_shapes[1]
         rows, grad_x, dweight = rows_of(grad), None, ctx.row_gradient(1)
-        units = row_units(n, k * grad.itemsize)
-        if weight is not None:
-            grad_x = empty((len(rows), k), grad.dtype)
-        for start, stop in units:
+        for start, stop in row_units(n, k * grad.itemsize):
             part = rows[:, start:stop]
-            if weight is not None:
-                matmul(part, weight.rows(start, stop), out=grad_x, accumulate=start > 0)
+            if weight is not None and grad_x is None:
+                grad_x = matmul(part, weight.rows(start, stop))
+            elif weight is not None:
+                matmul(part, weight.rows(start, stop), out=grad_x, accumulate=True)
             if dweight is not None:
                 dweight.add_rows(start, matmul(part.T, rows_of(x)))
         if grad_x is not None:
             grad_x = grad_x.reshape(*grad.shape[:-1], k)
         grad_bias = column_sums(rows) if ctx.needs_input_grad[2] else None
-        return grad_x, dweight and dweight.rest(), grad_bias
+        return grad_x, dweight and dweight.rest(), grad_bias, grad
 
 
 class Einsum:

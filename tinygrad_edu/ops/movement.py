@@ -9,14 +9,19 @@ from numpy.lib.stride_tricks import as_strided
 from ..kernels import concatenate, copy, empty, zeros
 
 
+def reshaped(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The same elements in another shape: a view, or a copy from `empty`."""
+    try:
+        return a.reshape(shape, copy=False)
+    except ValueError:  # no view of this memory has that shape
+        return copy(a).reshape(shape)
+
+
 class Reshape:
     @staticmethod
     def forward(ctx, a, shape):
         ctx.in_shape = a.shape
-        try:
-            return np.reshape(a, shape, copy=False)
-        except ValueError:  # no view of this memory has that shape
-            return copy(a).reshape(shape)
+        return reshaped(a, shape)
 
     @staticmethod
     def backward(ctx, grad):
@@ -71,6 +76,36 @@ class Split:
     def backward(ctx, *grads):
         whole = side_by_side(grads, ctx.axis)
         return concatenate(grads, ctx.axis) if whole is None else whole
+
+
+class SplitHeads:
+    """(B, T, parts * H * D) -> `parts` views (B, H, T, D)"""
+
+    @staticmethod
+    def forward(ctx, a, n_head, parts):
+        b, t, c = a.shape
+        heads = reshaped(a, (b, t, parts * n_head, c // (parts * n_head))).transpose(0, 2, 1, 3)
+        return tuple([heads[:, i * n_head : (i + 1) * n_head] for i in range(parts)])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        whole = side_by_side(grads, 1)
+        whole = concatenate(grads, 1) if whole is None else whole
+        return reshaped(whole.transpose(0, 2, 1, 3), ctx.input_shapes[0])
+
+
+class MergeHeads:
+    """(B, H, T, D) -> (B, T, H * D)"""
+
+    @staticmethod
+    def forward(ctx, a):
+        b, h, t, d = a.shape
+        return reshaped(a.transpose(0, 2, 1, 3), (b, t, h * d))
+
+    @staticmethod
+    def backward(ctx, grad):
+        b, h, t, d = ctx.input_shapes[0]
+        return grad.reshape(b, t, h, d).transpose(0, 2, 1, 3)
 
 
 def side_by_side(parts: Sequence[np.ndarray], axis: int) -> np.ndarray | None:

@@ -1,12 +1,12 @@
 """The two compiled functions that matmul calls: one on the calling thread, one on all threads.
 
-Array layouts (C, F, strided) and read-only arrays are different types to Numba. Declared as "any
-strides, read-only", one signature per element type accepts them all.
+Both take array objects as they are (`id(array)`, see `objects`), whatever their strides.
 """
 
 from numba import njit, prange, types
 
 from ..jit import Kernel
+from ..objects import data, shape_of, strides_of
 from .blocked import blocked, fetch_add, finish
 from .gemm import BLOCKED, COUNTER, DIRECT
 from .microkernel import itemsize, pointer, step
@@ -37,24 +37,39 @@ def unpacked(
                 )  # fmt: skip
 
 
+@njit(error_model="numpy")
+def repeated(array):
+    """The strides of an array that broadcasts: 0 along axes of size 1."""
+    shape, strides = shape_of(array), strides_of(array)
+    row = strides[2] if shape[2] > 1 else 0
+    return strides[0], strides[1], row, strides[3] if shape[3] > 1 else 0
+
+
+@njit(error_model="numpy")
+def moved(start, strides, i0, i1, row, column):
+    """Pointer to element (i0, i1, row, column) of an array that starts at `start`."""
+    offset = i0 * strides[0] + i1 * strides[1] + row * strides[2] + column * strides[3]
+    return step(start, offset)
+
+
 def matmul_here(a, b, c, bias, extra, todo, add, way, space):
     """C (m, n) (+)= A (m, k) @ B (k, n) (+ bias) on the calling thread; way is DIRECT or THIN."""
-    (m, k), n = a.shape, b.shape[1]
-    bias_row = bias.strides[0] if bias.shape[0] > 1 else 0
-    bias_col = bias.strides[1] if bias.shape[1] > 1 else 0
-    c_col = c.strides[1] if n > 1 else c.itemsize
+    like, size = pointer(space), space.itemsize
+    (_, _, m, k), n = shape_of(a), shape_of(b)[3]
+    (_, _, a_row, a_col), (_, _, b_row, b_col) = strides_of(a), strides_of(b)
+    (_, _, c_row, c_col), (_, _, bias_row, bias_col) = strides_of(c), repeated(bias)
     unpacked(
-        pointer(a), a.strides[0], a.strides[1], pointer(b), b.strides[0], b.strides[1],
-        pointer(c), c.strides[0], c_col, pointer(bias), bias_row, bias_col,
-        pointer(extra), extra.strides[0], todo, add, m, n, k, way, pointer(space),
+        data(a, like), a_row, a_col, data(b, like), b_row, b_col,
+        data(c, like), c_row, c_col if n > 1 else size, data(bias, like), bias_row, bias_col,
+        data(extra, like), strides_of(extra)[2], todo, add, m, n, k, way, like,
     )  # fmt: skip
 
 
 @njit(error_model="numpy")
 def _pieces(c, plan):
     """How many pieces of the size in the plan the results of a batch are cut into."""
-    down, across = -(-c.shape[2] // plan[0]), -(-c.shape[3] // plan[1])
-    return c.shape[0] * c.shape[1] * down * across
+    b0, b1, m, n = shape_of(c)
+    return b0 * b1 * -(-m // plan[0]) * -(-n // plan[1])
 
 
 @njit(error_model="numpy")
@@ -62,12 +77,12 @@ def _share(
     slot, threads, a, b, c, bias, extra, todo, add, way, plan, taken, room, a_count, b_count
 ):  # fmt: skip
     """One thread's share of a batch (b0, b1, m, n): its own pieces, then what others left."""
-    m, n, height, width, k = *c.shape[2:], plan[0], plan[1], plan[2]
-    size, b1, count = a.itemsize, c.shape[1], _pieces(c, plan)
-    bias_row = bias.strides[2] if bias.shape[2] > 1 else 0
-    bias_col = bias.strides[3] if bias.shape[3] > 1 else 0
-    c_col = c.strides[3] if n > 1 else size
-    a_room = step(pointer(room), slot * (a_count + b_count) * size)
+    like, size, height, width, k = pointer(room), room.itemsize, plan[0], plan[1], plan[2]
+    (_, b1, m, n), count = shape_of(c), _pieces(c, plan)
+    a_steps, b_steps, c_steps = strides_of(a), strides_of(b), strides_of(c)
+    bias_steps, extra_steps = repeated(bias), strides_of(extra)
+    c_col = c_steps[3] if n > 1 else size
+    a_room = step(like, slot * (a_count + b_count) * size)
     b_room = step(a_room, a_count * size)
     down, across = -(-m // height), -(-n // width)
     for i in range(threads):
@@ -80,38 +95,32 @@ def _share(
             i0, i1 = index // b1, index % b1
             r0, j0 = piece // across * height, piece % across * width
             rows, columns = min(height, m - r0), min(width, n - j0)
-            pa = step(pointer(a), i0 * a.strides[0] + i1 * a.strides[1] + r0 * a.strides[2])
-            pb = step(pointer(b), i0 * b.strides[0] + i1 * b.strides[1] + j0 * b.strides[3])
-            pc = step(
-                pointer(c),
-                i0 * c.strides[0] + i1 * c.strides[1] + r0 * c.strides[2] + j0 * c_col,
-            )
-            terms = step(
-                pointer(bias),
-                i0 * bias.strides[0] + i1 * bias.strides[1] + r0 * bias_row + j0 * bias_col,
-            )
-            more = step(
-                pointer(extra),
-                i0 * extra.strides[0] + i1 * extra.strides[1] + r0 * extra.strides[2] + j0 * size,
-            )
+            pa = moved(data(a, like), a_steps, i0, i1, r0, 0)
+            pb = moved(data(b, like), b_steps, i0, i1, 0, j0)
+            pc = step(moved(data(c, like), c_steps, i0, i1, r0, 0), j0 * c_col)
+            terms = moved(data(bias, like), bias_steps, i0, i1, r0, j0)
+            more = step(moved(data(extra, like), extra_steps, i0, i1, r0, 0), j0 * size)
             if way == BLOCKED:
                 blocked(
-                    pa, a.strides[2], a.strides[3], pb, b.strides[2], b.strides[3],
-                    pc, c.strides[2], terms, bias_row, bias_col, more, extra.strides[2],
+                    pa, a_steps[2], a_steps[3], pb, b_steps[2], b_steps[3],
+                    pc, c_steps[2], terms, bias_steps[2], bias_steps[3], more, extra_steps[2],
                     todo, add, rows, columns, plan, a_room, b_room,
                 )  # fmt: skip
             else:
                 unpacked(
-                    pa, a.strides[2], a.strides[3], pb, b.strides[2], b.strides[3],
-                    pc, c.strides[2], c_col, terms, bias_row, bias_col, more, extra.strides[2],
-                    todo, add, rows, columns, k, way, b_room,
+                    pa, a_steps[2], a_steps[3], pb, b_steps[2], b_steps[3],
+                    pc, c_steps[2], c_col, terms, bias_steps[2], bias_steps[3],
+                    more, extra_steps[2], todo, add, rows, columns, k, way, b_room,
                 )  # fmt: skip
 
 
 def matmul_threads(
     threads, a, b, c, bias, extra, todo, add, way, plan, taken, room, a_count, b_count
 ):
-    """C (b0, b1, m, n) (+)= A (b0, b1, m, k) @ B (b0, b1, k, n) (+ bias) on `threads` threads."""
+    """C (m, n) (+)= A (m, k) @ B (k, n) (+ bias) on `threads` threads.
+
+    All of them may have two more leading axes, which are those of a batch of products.
+    """
     for slot in range(threads):
         taken[COUNTER * slot] = slot * _pieces(c, plan) // threads
     for slot in prange(threads):
@@ -120,24 +129,21 @@ def matmul_threads(
         )
 
 
-def _operands(dtype, ndim):
-    scalar = {"f": types.float32, "d": types.float64}[dtype]
-    given, result = (
-        types.Array(scalar, ndim, "A", readonly=readonly) for readonly in (True, False)
-    )
-    return (given, given, result, given, result, types.intp, types.boolean, types.intp), scalar[::1]
+OBJECTS = [types.int64] * 5  # the addresses of a, b, c, bias, extra
+WHAT = types.int64, types.boolean, types.int64  # todo, add, way
 
 
 def _here(dtype):
-    operands, space = _operands(dtype, 2)
-    return types.void(*operands, space)
+    return types.void(*OBJECTS, *WHAT, room_of(dtype))
 
 
 def _threads(dtype):
-    operands, space = _operands(dtype, 4)
-    counts = types.int64[::1]
-    room = (space, types.intp, types.intp)
-    return types.void(types.intp, *operands, counts, counts, *room)
+    counts = types.int64[::1], types.int64[::1], room_of(dtype), types.int64, types.int64
+    return types.void(types.int64, *OBJECTS, *WHAT, *counts)
+
+
+def room_of(dtype):
+    return {"f": types.float32, "d": types.float64}[dtype][::1]
 
 
 here = Kernel(matmul_here, _here, error_model="numpy", nogil=True)

@@ -116,6 +116,9 @@ def matmul(
 
 def _flat(a, b, out, bias, add, gelu, keep, residual):
     """One product of two matrices; of keep and residual the kernel can take one along."""
+    if keep is None is residual and not gelu:
+        _product(a, b, out, bias, add)
+        return
     for name, x in (("keep", keep), ("residual", residual)):
         if x is not None and (x.shape != out.shape or x.dtype != out.dtype):
             raise ValueError(
@@ -311,17 +314,18 @@ def _product(a, b, out, bias, add, extra=None, todo=0):
         extra = out if extra is None else extra
         if switch.off:
             return
-        _kernels().here[dtype.char](a, b, out, bias, extra, todo, add, way, space)
+        here = _kernels().here[dtype.char]
+        here(id(a), id(b), id(out), id(bias), id(extra), todo, add, way, space)
     else:
-        matrices = [None if x is None else x[None, None] for x in (a, b, out, bias)]
-        _launch(*matrices, add, way, None if extra is None else extra[None, None], todo)
+        _launch(a, b, out, bias, add, way, extra, todo)
 
 
 def _launch(a, b, out, bias, add, way, extra=None, todo=0):
-    """All threads; arrays are (b0, b1, rows, columns)."""
-    m, k, n = a.shape[2], a.shape[3], b.shape[3]
-    dtype, workers, alone = a.dtype, threads(), out.shape[0] * out.shape[1] == 1
+    """All threads; arrays are matrices, or batches (b0, b1, rows, columns)."""
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    dtype, workers = a.dtype, threads()
     if way == BLOCKED:
+        alone = out.size == m * n
         plan, a_count, b_count = _plan(m, n, k, dtype.itemsize, workers if alone else 0)
     else:
         plan = _thin_plan(m, n, k) if way == THIN else np.array([m, n, k], INT)
@@ -333,7 +337,7 @@ def _launch(a, b, out, bias, add, way, extra=None, todo=0):
     if switch.off:
         return
     _kernels().on_threads[dtype.char](
-        workers, a, b, out, bias, extra, todo, add, way,
+        workers, id(a), id(b), id(out), id(bias), id(extra), todo, add, way,
         plan, taken, room, a_count, b_count,
     )  # fmt: skip
 

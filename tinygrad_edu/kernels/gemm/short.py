@@ -1,79 +1,48 @@
 """Products so short that the way to the kernel is what costs: from array objects, in one call.
 
 A 64 x 64 product takes two microseconds, a row times a matrix less; checking shapes and strides in
-Python takes as long again, several times over. Here Python passes the addresses of three array
-objects and nothing else. Shapes, strides and data pointers are read from the objects by compiled
-code, where NumPy keeps them (`PyArrayObject`, the same since NumPy 1.7):
-
-    header | data | number of axes (int32, padded) | shape | strides | base | dtype | flags (int32)
+Python takes as long again, several times over. Here Python passes three array objects as they are,
+and compiled code does the checking.
 """
 
-from llvmlite import ir
 from numba import njit, prange, types
-from numba.extending import intrinsic
 
 from ..jit import Kernel
-from .entries import unpacked
+from ..objects import DATA, FLAGS, SHAPE, STRIDES, WRITEABLE, data, word
+from .entries import room_of, unpacked
 from .gemm import DIRECT, DIRECT_DEPTH, FEW, SMALL, THIN
 from .microkernel import itemsize, pointer, step
-
-HEADER = object.__basicsize__
-DATA, SHAPE, STRIDES, FLAGS = 0, 16, 24, 48  # offsets after the header
-WRITEABLE = 0x400
-
-
-@intrinsic
-def word(typingctx, address):
-    """The int64 at an address."""
-
-    def codegen(context, builder, signature, args):
-        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.load(place)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def data(typingctx, address, like):
-    """The data pointer of the array object at an address, of the type of pointer `like`."""
-
-    def codegen(context, builder, signature, args):
-        i64 = ir.IntType(64)
-        place = builder.inttoptr(builder.add(args[0], i64(HEADER + DATA)), i64.as_pointer())
-        return builder.inttoptr(builder.load(place), args[1].type)
-
-    return like(types.int64, like), codegen
 
 
 @njit(error_model="numpy")
 def fits(a, b, c, size):
     """Whether C can take A @ B: shapes fit, C is contiguous, writeable, and overlaps neither."""
-    a_shape, b_shape = word(a + HEADER + SHAPE), word(b + HEADER + SHAPE)
-    c_shape = word(c + HEADER + SHAPE)
+    a_shape, b_shape = word(a + SHAPE), word(b + SHAPE)
+    c_shape = word(c + SHAPE)
     m, k, n = word(a_shape), word(a_shape + 8), word(b_shape + 8)
-    c_strides = word(c + HEADER + STRIDES)
+    c_strides = word(c + STRIDES)
     if word(b_shape) != k or word(c_shape) != m or word(c_shape + 8) != n or m * n * k == 0:
         return False
     if word(c_strides + 8) != size or word(c_strides) != n * size:
         return False
-    start = word(c + HEADER)
+    start = word(c + DATA)
     end = start + m * n * size
     for x, rows, columns in ((a, m, k), (b, k, n)):
-        strides, first = word(x + HEADER + STRIDES), word(x + HEADER)
+        strides, first = word(x + STRIDES), word(x + DATA)
         row, column = word(strides), word(strides + 8)
         if row < 0 or column < 0:
             return False
         if first < end and start < first + (rows - 1) * row + (columns - 1) * column + size:
             return False
-    return word(c + HEADER + FLAGS) & WRITEABLE != 0
+    return word(c + FLAGS) & WRITEABLE != 0
 
 
 @njit(error_model="numpy")
 def columns(a, b, c, like, first, last, way, room):
     """Columns first .. last - 1 of C = A @ B; `like`: a pointer to the element type."""
-    a_strides, b_strides = word(a + HEADER + STRIDES), word(b + HEADER + STRIDES)
-    m, k = word(word(a + HEADER + SHAPE)), word(word(a + HEADER + SHAPE) + 8)
-    b_col, size, n = word(b_strides + 8), itemsize(like), word(word(b + HEADER + SHAPE) + 8)
+    a_strides, b_strides = word(a + STRIDES), word(b + STRIDES)
+    m, k = word(word(a + SHAPE)), word(word(a + SHAPE) + 8)
+    b_col, size, n = word(b_strides + 8), itemsize(like), word(word(b + SHAPE) + 8)
     right, result = step(data(b, like), first * b_col), step(data(c, like), first * size)
     unpacked(
         data(a, like), word(a_strides), word(a_strides + 8), right, word(b_strides), b_col,
@@ -87,8 +56,8 @@ def way(a, b, c, size):
     """THIN or DIRECT, or -1 if this is not the way to compute C = A @ B."""
     if not fits(a, b, c, size):
         return -1
-    a_shape, b_strides = word(a + HEADER + SHAPE), word(b + HEADER + STRIDES)
-    m, k, n = word(a_shape), word(a_shape + 8), word(word(b + HEADER + SHAPE) + 8)
+    a_shape, b_strides = word(a + SHAPE), word(b + STRIDES)
+    m, k, n = word(a_shape), word(a_shape + 8), word(word(b + SHAPE) + 8)
     if n <= FEW < m or k > 4 * DIRECT_DEPTH:
         return -1
     if m <= FEW and (word(b_strides) == size or word(b_strides + 8) == size):
@@ -103,7 +72,7 @@ def short(a, b, c, space):
     """
     chosen, like = way(a, b, c, space.itemsize), pointer(space)
     if chosen >= 0:
-        columns(a, b, c, like, 0, word(word(b + HEADER + SHAPE) + 8), chosen, like)
+        columns(a, b, c, like, 0, word(word(b + SHAPE) + 8), chosen, like)
     return chosen >= 0
 
 
@@ -112,7 +81,7 @@ def short_on_threads(a, b, c, space, threads):
     size, like = space.itemsize, pointer(space)
     if way(a, b, c, size) != THIN:
         return False
-    n = word(word(b + HEADER + SHAPE) + 8)
+    n = word(word(b + SHAPE) + 8)
     share = ((n + threads - 1) // threads + 63) // 64 * 64
     for slot in prange(threads):
         first, last = min(n, slot * share), min(n, (slot + 1) * share)
@@ -123,8 +92,7 @@ def short_on_threads(a, b, c, space, threads):
 
 def _signature(*more):
     def signature(dtype):
-        scalar = {"f": types.float32, "d": types.float64}[dtype]
-        return types.boolean(types.int64, types.int64, types.int64, scalar[::1], *more)
+        return types.boolean(types.int64, types.int64, types.int64, room_of(dtype), *more)
 
     return signature
 
