@@ -130,6 +130,11 @@ def memory_from(source: Any) -> Iterator[None]:
         _source.remove(source)
 
 
+def is_counted() -> bool:
+    """Does memory come from a source with a budget?"""
+    return _source[-1] is not RECYCLER
+
+
 def zeros(shape: tuple[int, ...] | int, dtype: np.dtype | type) -> np.ndarray:
     """Like `np.zeros`, from `empty`."""
     out = empty(shape, dtype)

@@ -20,7 +20,7 @@ import threading
 import numpy as np
 
 from .. import elementwise, switch
-from ..allocator import empty
+from ..allocator import empty, is_counted
 from ..launch import most_threads, threads
 
 SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
@@ -38,7 +38,7 @@ BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
 BIAS, GELU, KEEP, RESIDUAL = 1, 2, 4, 8  # what `finish` is to do, added up
 
 LINE = 64  # bytes in a cache line
-KEPT_BYTES = 1 << 16  # workspace that is worth keeping
+KEPT_BYTES = 1 << 16  # workspace that is kept even where memory is counted
 _local = threading.local()  # workspace, one per calling thread
 _engine = None
 
@@ -155,7 +155,9 @@ def quick(a, b, out=None):
     dtype = a.dtype
     (m, _), (k, n) = a.shape, b.shape
     alone = n * k <= THIN_ALONE
-    if (not alone and m > FEW) or dtype is not b.dtype or switch.off:
+    if m > FEW and (n <= FEW or m * n * k > SMALL):
+        return None
+    if dtype is not b.dtype or switch.off:
         return None
     here, on_threads, space = _quick.get(dtype.char) or _quick_entry(dtype)
     if here is None:
@@ -232,10 +234,10 @@ def _kernels():
 def _space(name, count, dtype):
     """At least `count` elements of workspace, with whatever is left over in them.
 
-    Small ones are kept from call to call; large ones are charged to whoever counts memory.
+    It is kept from call to call, unless it is large and somebody counts memory.
     """
     size = dtype.itemsize
-    if count * size > KEPT_BYTES:
+    if count * size > KEPT_BYTES and is_counted():
         return empty((count,), dtype, "workspace")
     spaces = _local.__dict__
     space = spaces.get((name, dtype.char))
