@@ -31,7 +31,6 @@ FEW = 8  # rows up to which a product is limited by reading B
 KC = 384  # depth of a panel: long enough to repay loading and storing a tile of C
 A_BYTES = 192 * KC * 4  # packed A, in L2
 B_COLUMNS = 768  # of packed B, in L2 and L3
-SHARES = 2  # pieces of C per thread: when one thread is held up, the other takes its second
 PIECE = 1 << 20  # elements of C in a piece at most, so that its panels meet again in the cache
 COUNTER = 8  # int64s from one thread's counter to the next one's: a cache line each
 BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
@@ -269,8 +268,7 @@ def _plan(m, n, k, size, workers):
         return _ceil(_ceil(length, _ceil(length, most)), unit) * unit
 
     if workers:
-        shares = max(SHARES, _ceil(m * n, PIECE * workers))
-        count = workers * min(shares, max(1, m * n * k // (SMALL * workers)))
+        count = workers * _ceil(m * n, PIECE * workers)
         cuts = [(i, count // i) for i in range(1, count + 1) if count % i == 0]
         down, across = min(cuts, key=lambda cut: (cut[1] * m + cut[0] * n, -cut[0]))
         m, n = split(m, _ceil(m, down), mr), split(n, _ceil(n, across), nr)
