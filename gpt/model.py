@@ -56,6 +56,7 @@ class Attention(nn.Module):
     def forward(
         self, x: tg.Tensor, stream: tg.Tensor, cache: KeyValueCache | None = None
     ) -> tg.Tensor:
+        """stream + what attention finds in x."""
         q, k, v = F.split_heads(self.c_attn(x), self.n_head, 3)  # (B, H, T, C / H) each
         if cache is not None:
             k, v = cache.extend(self, k, v)
@@ -72,6 +73,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * c, c, config.bias, rng, init=residual_init(config))
 
     def forward(self, x: tg.Tensor, stream: tg.Tensor) -> tg.Tensor:
+        """stream + what the two layers make of x."""
         y = F.gelu(self.c_fc(x), approximate="tanh")
         return add_to(stream, self.c_proj, y, self.dropout if self.training else 0.0, self.rng)
 
@@ -91,7 +93,7 @@ class Block(nn.Module):
         self.mlp = MLP(config, rng)
 
     def forward(self, x: tg.Tensor, cache: KeyValueCache | None = None) -> tg.Tensor:
-        x = self.attn(self.ln_1(x), x, cache)  # x + what attention finds
+        x = self.attn(self.ln_1(x), x, cache)
         return self.mlp(self.ln_2(x), x)
 
 

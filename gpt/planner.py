@@ -5,6 +5,7 @@ work on the hardware's numbers (`tinygrad_edu.memory.clock`). A chip takes its s
 as few passes as its memory allows; each streams all weights, and the update comes after the last.
 """
 
+import bisect
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -179,21 +180,19 @@ def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> i
     if job.resident:
         room -= scaling.adamw_bytes(scaling.count_parameters(job.model)).live
 
-    def fits(sequences: int) -> bool:
-        about = (sequences, recompute, job.precision, hardware)
-        return need(job.model, *about).nbytes <= room
+    def bytes_of(sequences: int) -> int:
+        return need(job.model, sequences, recompute, job.precision, hardware).nbytes
 
-    if not fits(1):
+    one = bytes_of(1)
+    if one > room:
         return 0
-    # What is needed grows evenly with the sequences: guess from two, then step back if it must be.
-    about = (recompute, job.precision, hardware)
-    one, two = (need(job.model, n, *about).nbytes for n in (1, 2))
-    most = max(1, 1 + int((room - one) // max(1, two - one)))
-    if share <= 2 * most and fits(share):
+    # What is needed grows about evenly with the sequences: guess from two, then look below.
+    most = max(1, 1 + int((room - one) // max(1, bytes_of(2) - one)))
+    if share <= 2 * most and bytes_of(share) <= room:
         return share
     most = min(most, share - 1)
-    while not fits(most):
-        most -= 1
+    if bytes_of(most) > room:
+        most = bisect.bisect_right(range(1, most), room, key=bytes_of)
     return math.ceil(share / math.ceil(share / most))  # passes of equal size
 
 

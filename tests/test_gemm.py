@@ -9,6 +9,7 @@ much in float64, hence the factor two.
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygrad_edu.kernels import elementwise, launch
+from tinygrad_edu import Tensor, kernels
+from tinygrad_edu.kernels import allocator, elementwise, launch
 from tinygrad_edu.kernels.gemm import matmul
+from tinygrad_edu.kernels.gemm.microkernel import CPU
 
 numba = pytest.importorskip("numba")
 EXAMPLES = int(os.environ.get("GEMM_EXAMPLES", "150"))
@@ -237,6 +240,9 @@ def test_same_bits_with_any_number_of_threads(dtype, monkeypatch):
         ((90, 4000), (4000, 65)),
         ((500, 600), (600, 90)),
         ((70, 900), (900, 800)),
+        ((1, 7), (7, 40000)),
+        ((1, 2000), (2000, 333)),
+        ((1, 9000), (9000, 70)),
     ]
     for one, other in shapes:
         for layout in ("C", "F"):
@@ -246,6 +252,44 @@ def test_same_bits_with_any_number_of_threads(dtype, monkeypatch):
                 monkeypatch.setattr(launch, "_threads", threads)
                 results.append(matmul(a, b).tobytes())
             assert results[0] == results[1] == results[2], (one, other, layout)
+
+
+@pytest.mark.parametrize("shapes", [((64, 64), (64, 64)), ((1, 300), (300, 700))])
+def test_python_threads_do_not_share_workspace(shapes):
+    """The kernels let other Python threads run, so each needs room of its own."""
+    rng = np.random.default_rng(8)
+    work = []
+    for _ in range(2):
+        a, b = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+        b = np.asfortranarray(b)  # which small products pack
+        work.append((a, b, matmul(a, b)))
+    wrong = []
+
+    def many(a, b, expected):
+        for _ in range(3000):
+            if not np.array_equal(kernels.matmul(a, b), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=many, args=one) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_workspace_is_kept_unless_it_counts():
+    """Between products of one size nothing is allocated but results; a budget sees workspace."""
+    a = np.ones((300, 400), np.float32)
+    out = np.empty((300, 300), np.float32)
+    matmul(a, a.T, out)
+    before = allocator.RECYCLER.live_bytes, allocator.RECYCLER.mapped_bytes
+    matmul(a, a.T, out)
+    assert (allocator.RECYCLER.live_bytes, allocator.RECYCLER.mapped_bytes) == before
+    counted = allocator.Recycler()
+    with allocator.memory_from(counted):
+        matmul(a, a.T, out)
+    assert counted.peak_bytes > 300 * 400 * 4 and counted.live_bytes == 0
 
 
 def test_out_may_overlap_an_operand():
@@ -260,6 +304,11 @@ def test_out_may_overlap_an_operand():
         (lambda x: matmul(x, x.astype(np.float64)), "float32 and float64"),
         (lambda x: matmul(x.astype(int), x.astype(int)), "int64"),
         (lambda x: matmul(x, x[:2]), "inner sizes differ"),
+        (lambda x: matmul(Tensor(x), x), "NumPy arrays, got Tensor"),
+        (lambda x: matmul(x, Tensor(x)), "NumPy arrays, got Tensor"),
+        (lambda x: matmul(x, x, bias=Tensor(x)), "NumPy arrays, got Tensor"),
+        (lambda x: matmul(x, x, out=Tensor(x)), "NumPy arrays, got Tensor"),
+        (lambda x: kernels.matmul(Tensor(x), x), "NumPy arrays, got Tensor"),
         (lambda x: matmul(x, x, out=np.empty((2, 3), np.float32)), "out has shape"),
         (lambda x: matmul(x, x, accumulate=True), "not given"),
     ],
@@ -381,6 +430,8 @@ def test_narrower_vectors(name, features, tile, tmp_path):
 
     if platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip("x86 features")
+    if CPU[:3] == tile:
+        pytest.skip("this machine's own vectors: all other tests use them")
     env = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "GEMM_EXAMPLES": "60"}
     code = "from tinygrad_edu.kernels.gemm.microkernel import CPU; print(tuple(CPU)[:3])"
     done = run(["-c", code], **env)

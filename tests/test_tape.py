@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import threading
 
 import numpy as np
@@ -241,6 +242,35 @@ def test_a_forward_that_fails_opens_its_arrays():
     with pytest.raises(KeyError):
         Fails.apply(x)
     x.data[0] = 2.0
+
+
+def test_a_context_that_cannot_be_made_leaves_no_trace(monkeypatch):
+    class Odd:
+        @property
+        def shape(self):
+            raise KeyError("no shape")
+
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    with pytest.raises(KeyError):
+        function(lambda ctx, x, odd: x, lambda ctx, g: (g, None)).apply(leaf(1.0), Odd())
+    gc.collect()
+    assert not ignored
+
+
+def test_what_is_saved_need_not_be_an_array():
+    def forward(ctx, x, power):
+        ctx.save_for_backward(x, power, None, "text")
+        return x**power
+
+    def backward(ctx, grad):
+        x, power, nothing, text = ctx.saved_tensors
+        assert nothing is None and text == "text"
+        return grad * power * x ** (power - 1), None
+
+    x = leaf(1.0, 2.0)
+    function(forward, backward).apply(x, 3).sum().backward()
+    assert x.grad.tolist() == [3, 12]
 
 
 def test_a_view_saved_beside_its_base_opens_with_it():

@@ -53,7 +53,7 @@ def need_shape(name: str, what: str, x: Tensor | None, shape: tuple[int, ...]) -
 def linear(input: Any, weight: Any, bias: Any = None, *, residual: Any = None) -> Tensor:
     """input (..., K) @ weight (N, K).T + bias (N,) -> (..., N), plus `residual` of that shape.
 
-    The residual costs no pass over memory of its own: it is added while the sums are at hand.
+    The residual costs no pass over memory of its own where the product is this project's kernel.
     """
     x, w = as_tensor(input), as_tensor(weight)
     b = None if bias is None else as_tensor(bias)

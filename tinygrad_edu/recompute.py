@@ -61,7 +61,7 @@ class Checkpoint:
         if out.requires_grad:  # f gave back a tensor of the world outside as it is
             outside[id(out)] = out
         for tensor in outside.values():
-            if not tensor._is_leaf():
+            if tensor._made_by is not None:
                 raise ValueError(
                     f"checkpoint: f uses a result of shape {tensor.shape} from outside, whose "
                     "graph it would use up in backward: pass it to checkpoint as an input"

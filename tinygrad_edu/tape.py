@@ -98,7 +98,7 @@ class _Locks:
         # id -> [array, count, views to open together with it]; kept alive so ids stay true
         self.held: dict[int, list] = {}
 
-    def lock(self, array: np.ndarray) -> None:
+    def lock(self, array: Any) -> None:
         while isinstance(array, np.ndarray):
             entry = self.held.get(id(array))
             if entry is not None:
@@ -108,10 +108,11 @@ class _Locks:
                 array.flags.writeable = False
             array = array.base
 
-    def unlock(self, array: np.ndarray) -> None:
+    def unlock(self, array: Any) -> None:
+        if not isinstance(array, np.ndarray):
+            return
         base = array.base
-        if isinstance(base, np.ndarray):
-            self.unlock(base)  # the owner first: a view cannot be opened before it
+        self.unlock(base)  # the owner first: a view cannot be opened before it
         entry = self.held.get(id(array))
         if entry is None:
             return
@@ -144,12 +145,12 @@ class Context:
     )  # fmt: skip
 
     def __init__(self, op: type, tensors: list, arrays: list) -> None:
+        self._saved: list | None = []
         tracked = state.grad_enabled
         needs = [tracked and t is not None and t._requires_grad for t in tensors]
         self.needs_input_grad = tuple(needs)
         self.input_shapes = tuple([getattr(array, "shape", None) for array in arrays])
         self._op = op
-        self._saved: list | None = []
         self._recording = recording = True in needs
         for reader in state.readers:
             reader.update((id(t), t) for t in tensors if t is not None and t._requires_grad)
@@ -185,9 +186,9 @@ class Context:
                     source = tensors[place]
                     version, number = source._version, source._version[0]
                     break
-            if source is not None and source._made_by is None:  # a leaf: the tensor is kept, and
-                array = source._lockable()  # its array only to be unlocked
-                keep = source, place == self._by_rows
+            if source is not None and source._made_by is None:
+                # a leaf: the tensor is kept, and its array only to be unlocked
+                array, keep = source._lockable(), (source, place == self._by_rows)
             elif isinstance(array, Rows):
                 array, keep = array.array, (None, True)
             locks.lock(array)
@@ -252,12 +253,13 @@ class Context:
     def _release(self) -> None:
         """After backward: forgets everything but what it was."""
         self._unlock()
-        self._saved = self._edges = self._inputs = self._module = None
+        self._edges = self._inputs = self._module = None
         self.__dict__.clear()
 
     def _unlock(self) -> None:
-        for entry in self._saved or ():
-            if entry is not None and entry[1] is not None:
+        saved, self._saved = self._saved, None
+        for entry in saved or ():
+            if entry is not None:
                 locks.unlock(entry[1])
 
     def __del__(self) -> None:

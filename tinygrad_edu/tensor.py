@@ -154,12 +154,6 @@ class Tensor:
     def _lockable(self) -> np.ndarray | None:
         return self._data
 
-    def _is_leaf(self) -> bool:
-        return self._made_by is None
-
-    def _edge(self) -> tuple[Any, int]:
-        return (self, 0) if self._made_by is None else self._made_by
-
     def _accumulate(self, grad: np.ndarray) -> None:
         """Adds one finished contribution to `.grad`, into memory that is this tensor's own."""
         if self._grad is None:

@@ -49,6 +49,7 @@ MODELS = {
     "no bias": (GPTConfig(65, 16, 2, 2, 64, bias=False), 3),
     "dropout": (GPTConfig(100, 24, 2, 2, 48, dropout=0.2), 2),
     "one layer": (GPTConfig(1000, 8, 1, 1, 40), 1),
+    "few rows": (GPTConfig(65, 4, 1, 1, 256, bias=False), 1),
     "long": (GPTConfig(20, 200, 1, 2, 32), 1),
 }
 
@@ -225,6 +226,15 @@ def test_flops_of_an_op(op, shapes, forward):
 def test_products_read_their_operands_and_write_their_result(op, shapes, values):
     assert op_bytes(op, "forward", shapes) == 4 * values
     assert op_bytes(op, "backward", shapes) == 8 * values
+
+
+def test_a_residual_is_read_once_more_and_heads_are_views():
+    plain, with_residual = ((5, 3), (4, 3), None, None), ((5, 3), (4, 3), None, (5, 4))
+    more = op_bytes("Linear", "forward", with_residual) - op_bytes("Linear", "forward", plain)
+    assert more == 4 * 20
+    assert op_bytes("Linear", "backward", with_residual) == op_bytes("Linear", "backward", plain)
+    for op in ("SplitHeads", "MergeHeads"):
+        assert op_bytes(op, "forward", ((2, 3, 4, 5),)) == 0
 
 
 def test_attention_computes_whole_blocks_of_queries():

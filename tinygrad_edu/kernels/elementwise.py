@@ -164,7 +164,7 @@ def add_task(arrays, sizes, numbers, piece, slot):
 
 
 def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """a + b, broadcast; on all threads where both are contiguous floats of one shape.
+    """a + b, broadcast; on all threads where both are many contiguous floats of one shape.
 
     `out` may be either of them.
     """

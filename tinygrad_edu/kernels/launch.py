@@ -24,6 +24,7 @@ the only parallel loop, serves them all: compiling takes a few tenths of a secon
 of seconds. `arrays` are pointers to the element type; `seen_as` changes the type.
 """
 
+import functools
 import struct
 import threading
 from collections.abc import Callable, Sequence
@@ -94,11 +95,6 @@ def threads() -> int:
     return _threads
 
 
-def most_threads() -> int:
-    """What `set_threads` is limited to."""
-    return config.NUMBA_NUM_THREADS
-
-
 def pieces(rows: int, row_size: int, grain: int = SMALL // 2) -> tuple[int, int]:
     """(number of pieces, rows per piece) so that a piece has about `grain` elements."""
     step = max(1, grain // max(1, row_size))
@@ -146,7 +142,7 @@ def _write(typingctx, address, value):
 
 
 @intrinsic
-def _read_pointers(typingctx, block, count, header):
+def _read_pointers(typingctx, block, count, data):
     """Replaces each array object's address in the block by that of its data."""
 
     def codegen(context, builder, signature, args):
@@ -171,9 +167,9 @@ def _share(address, block, counters, count, threads, slot):
         _take(address, block, counters + COUNTER * owner, (owner + 1) * count // threads, slot)
 
 
-def launch(address, block, counters, arrays, header, count, threads):
+def launch(address, block, counters, arrays, data, count, threads):
     """Runs `count` pieces of the task at `address` on `threads` threads."""
-    _read_pointers(block, arrays, header)
+    _read_pointers(block, arrays, data)
     for slot in range(threads):
         _write(counters + COUNTER * slot, slot * count // threads)
     if threads == 1:
@@ -198,8 +194,11 @@ class Block:
         self.counters = -(-(self.address + 8 * words) // COUNTER) * COUNTER
 
 
-SHORT = {n: struct.Struct(f"{n}q") for n in range(SIZES + 1)}
-LONG = {n: struct.Struct(f"{n}d") for n in range(NUMBERS + 1)}
+@functools.cache
+def layout(arrays: int, sizes: int, numbers: int) -> struct.Struct:
+    """How so many arguments lie in a block."""
+    gaps = 8 * (ARRAYS - arrays), 8 * (SIZES - sizes)
+    return struct.Struct(f"{arrays}q{gaps[0]}x{sizes}q{gaps[1]}x{numbers}d")
 
 
 class Task:
@@ -230,10 +229,9 @@ class Task:
             block = _local.block
         except AttributeError:
             block = _local.block = Block()
-        memory, held = block.memory, [0 if a is None else id(a) for a in arrays]
-        SHORT[len(held)].pack_into(memory, 0, *held)
-        SHORT[len(sizes)].pack_into(memory, 8 * ARRAYS, *sizes)
-        LONG[len(numbers)].pack_into(memory, 8 * (ARRAYS + SIZES), *numbers)
+        held = [0 if a is None else id(a) for a in arrays]
+        how = layout(len(held), len(sizes), len(numbers))
+        how.pack_into(block.memory, 0, *held, *sizes, *numbers)
         workers = 1 if small or count == 1 else min(_threads, count)
         start(address, block.address, block.counters, len(held), DATA, count, workers)
 

@@ -105,7 +105,7 @@ class MergeHeads:
     @staticmethod
     def backward(ctx, grad):
         b, h, t, d = ctx.input_shapes[0]
-        return grad.reshape(b, t, h, d).transpose(0, 2, 1, 3)
+        return reshaped(grad, (b, t, h, d)).transpose(0, 2, 1, 3)
 
 
 def side_by_side(parts: Sequence[np.ndarray], axis: int) -> np.ndarray | None:

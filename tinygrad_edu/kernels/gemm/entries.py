@@ -129,6 +129,11 @@ def matmul_threads(
         )
 
 
+def room_of(dtype):
+    """The type of workspace, which tells compiled code what the elements are."""
+    return {"f": types.float32, "d": types.float64}[dtype][::1]
+
+
 OBJECTS = [types.int64] * 5  # the addresses of a, b, c, bias, extra
 WHAT = types.int64, types.boolean, types.int64  # todo, add, way
 
@@ -140,10 +145,6 @@ def _here(dtype):
 def _threads(dtype):
     counts = types.int64[::1], types.int64[::1], room_of(dtype), types.int64, types.int64
     return types.void(types.int64, *OBJECTS, *WHAT, *counts)
-
-
-def room_of(dtype):
-    return {"f": types.float32, "d": types.float64}[dtype][::1]
 
 
 here = Kernel(matmul_here, _here, error_model="numpy", nogil=True)

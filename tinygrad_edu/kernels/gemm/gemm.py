@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import elementwise, switch
 from ..allocator import empty, is_counted
-from ..launch import most_threads, threads
+from ..launch import threads
 
 SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
 DIRECT_DEPTH = 2048  # ... and longest sum, which bounds the room for a sliver
@@ -37,7 +37,8 @@ BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
 BIAS, GELU, KEEP, RESIDUAL = 1, 2, 4, 8  # what `finish` is to do, added up
 
 LINE = 64  # bytes in a cache line
-KEPT_BYTES = 1 << 16  # workspace that is kept even where memory is counted
+KEPT_BYTES = 1 << 24  # workspace that is worth keeping
+COUNTED_BYTES = 1 << 16  # ... and not worth counting
 _local = threading.local()  # workspace, one per calling thread
 _engine = None
 
@@ -58,6 +59,7 @@ def matmul(
     Raises TypeError for other dtypes, ValueError for shapes that do not fit. The order of a sum
     depends on shapes and strides only, so the bits do; NaN and infinity propagate.
     """
+    _check_arrays(a, b)
     dtype = a.dtype
     if (dtype is not b.dtype and dtype != b.dtype) or dtype.char not in "fd" or not dtype.isnative:
         raise TypeError(
@@ -156,9 +158,11 @@ def quick(a, b, out=None):
     alone = n * k <= THIN_ALONE
     if m > FEW and (n <= FEW or m * n * k > SMALL):
         return None
-    if dtype is not b.dtype or switch.off:
+    if dtype is not b.dtype or switch.off or is_counted():
         return None
-    here, on_threads, space = _quick.get(dtype.char) or _quick_entry(dtype)
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        return None
+    here, on_threads = _quick.get(dtype.char) or _quick_entry(dtype)
     if here is None:
         return None
     if out is None:
@@ -166,6 +170,7 @@ def quick(a, b, out=None):
     elif out.dtype is not dtype:
         return None
     workers = 1 if alone else threads()
+    space = _space("quick", 64 * DIRECT_DEPTH * workers, dtype)
     if workers == 1:
         return out if here(id(a), id(b), id(out), space) else None
     return out if on_threads[dtype.char](id(a), id(b), id(out), space, workers) else None
@@ -173,11 +178,10 @@ def quick(a, b, out=None):
 
 def _quick_entry(dtype):
     if dtype.char not in "fd" or not dtype.isnative:
-        return None, None, None
+        return None, None
     from . import short
 
-    space = np.empty(64 * DIRECT_DEPTH * most_threads(), dtype)
-    return _quick.setdefault(dtype.char, (short.here[dtype.char], short.on_threads, space))
+    return _quick.setdefault(dtype.char, (short.here[dtype.char], short.on_threads))
 
 
 def _vectors(a, b, out, bias, accumulate):
@@ -202,7 +206,15 @@ def _vectors(a, b, out, bias, accumulate):
     return out[()] if shape == () else out
 
 
+def _check_arrays(*arrays):
+    """Compiled code reads array objects as they are: nothing else may pass for one."""
+    for x in arrays:
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"matmul needs NumPy arrays, got {type(x).__name__}")
+
+
 def _check_out(out, shape, a, b, bias):
+    _check_arrays(out)
     if out.shape != shape:
         raise ValueError(
             f"matmul: out has shape {out.shape}, the product {a.shape} @ {b.shape} has {shape}"
@@ -214,6 +226,7 @@ def _check_out(out, shape, a, b, bias):
 
 
 def _check_bias(bias, shape, dtype):
+    _check_arrays(bias)
     if bias.dtype != dtype:
         raise TypeError(f"matmul: bias is {bias.dtype}, the operands are {dtype}; use astype")
     if bias.ndim == 1 and bias.shape[0] in (1, shape[-1]):
@@ -233,10 +246,10 @@ def _kernels():
 def _space(name, count, dtype):
     """At least `count` elements of workspace, with whatever is left over in them.
 
-    It is kept from call to call, unless it is large and somebody counts memory.
+    It is kept from call to call, unless it is large, or not small and somebody counts memory.
     """
     size = dtype.itemsize
-    if count * size > KEPT_BYTES and is_counted():
+    if count * size > (COUNTED_BYTES if is_counted() else KEPT_BYTES):
         return empty((count,), dtype, "workspace")
     spaces = _local.__dict__
     space = spaces.get((name, dtype.char))
@@ -268,6 +281,7 @@ def _plan(m, n, k, size, workers):
         return _ceil(_ceil(length, _ceil(length, most)), unit) * unit
 
     if workers:
+        # One piece each: more would pack panels more often, and nobody is done before all are.
         count = workers * _ceil(m * n, PIECE * workers)
         cuts = [(i, count // i) for i in range(1, count + 1) if count % i == 0]
         down, across = min(cuts, key=lambda cut: (cut[1] * m + cut[0] * n, -cut[0]))
@@ -309,7 +323,7 @@ def _product(a, b, out, bias, add, extra=None, todo=0):
     way = THIN if thin else DIRECT if work <= SMALL and k <= DIRECT_DEPTH else BLOCKED
     # A thin product on one thread needs no pieces; where its columns are cut changes no bit.
     if way == DIRECT or (way == THIN and (n * k <= THIN_ALONE or threads() == 1)):
-        space = _space("b", 64 * max(k, 32), dtype)  # a sliver of B, or FEW rows of A
+        space = _space("b", max(64 * max(k, 32), n), dtype)  # a sliver of B, FEW rows of A, or C
         bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
         extra = out if extra is None else extra
         if switch.off:
@@ -329,7 +343,7 @@ def _launch(a, b, out, bias, add, way, extra=None, todo=0):
         plan, a_count, b_count = _plan(m, n, k, dtype.itemsize, workers if alone else 0)
     else:
         plan = _thin_plan(m, n, k) if way == THIN else np.array([m, n, k], INT)
-        a_count, b_count = 0, 64 * max(k, 32)  # a sliver of B, or FEW rows of A
+        a_count, b_count = 0, max(64 * max(k, 32), plan[1])  # a sliver of B, FEW rows of A, or C
     taken = _space("taken", COUNTER * workers, INT)
     room = _space("room", (a_count + b_count) * workers, dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)

@@ -12,6 +12,7 @@ from ..objects import DATA, FLAGS, SHAPE, STRIDES, WRITEABLE, data, word
 from .entries import room_of, unpacked
 from .gemm import DIRECT, DIRECT_DEPTH, FEW, SMALL, THIN
 from .microkernel import itemsize, pointer, step
+from .unpacked import halves, join, one_row, paired, tiles
 
 
 @njit(error_model="numpy")
@@ -58,7 +59,7 @@ def way(a, b, c, size):
         return -1
     a_shape, b_strides = word(a + SHAPE), word(b + STRIDES)
     m, k, n = word(a_shape), word(a_shape + 8), word(word(b + SHAPE) + 8)
-    if n <= FEW < m or k > 4 * DIRECT_DEPTH:
+    if n <= FEW < m or k > 4 * DIRECT_DEPTH or (m == 1 and n > 64 * DIRECT_DEPTH):
         return -1
     if m <= FEW and (word(b_strides) == size or word(b_strides + 8) == size):
         return THIN
@@ -76,17 +77,46 @@ def short(a, b, c, space):
     return chosen >= 0
 
 
+@njit(error_model="numpy")
+def half_row(a, b, c, like, later, first, last, room):
+    """Columns first .. last - 1 of half the sum of a single row: into C, the later into room."""
+    a_col, b_row = word(word(a + STRIDES) + 8), word(word(b + STRIDES))
+    k, size = word(word(b + SHAPE)), itemsize(like)
+    half = halves(k)
+    start, count = (half, k - half) if later else (0, half)
+    one_row(
+        step(data(a, like), start * a_col), a_col,
+        step(data(b, like), start * b_row + first * size), b_row,
+        step(room if later else data(c, like), first * size), last - first, count, False,
+    )  # fmt: skip
+
+
 def short_on_threads(a, b, c, space, threads):
-    """The same for few rows, each thread a range of columns, which changes no bit."""
+    """The same for few rows. Each thread takes a range of columns, and of a single row half of the
+    sum, as one thread would, too."""
     size, like = space.itemsize, pointer(space)
     if way(a, b, c, size) != THIN:
         return False
-    n = word(word(b + SHAPE) + 8)
-    share = ((n + threads - 1) // threads + 63) // 64 * 64
-    for slot in prange(threads):
-        first, last = min(n, slot * share), min(n, (slot + 1) * share)
-        if first < last:
-            columns(a, b, c, like, first, last, THIN, step(like, slot * 64 * DIRECT_DEPTH * size))
+    a_shape, a_strides, b_row = word(a + SHAPE), word(a + STRIDES), word(word(b + STRIDES))
+    m, k, n = word(a_shape), word(a_shape + 8), word(word(b + SHAPE) + 8)
+    parts = 2 if m == 1 and halves(k) and word(word(b + STRIDES) + 8) == size else 1
+    ranges, end = -(-threads // parts), paired(n, like) if parts == 2 else n
+    share = ((n + ranges - 1) // ranges + 63) // 64 * 64
+    for slot in prange(parts * ranges):
+        first, last = slot // parts * share, min(end, (slot // parts + 1) * share)
+        if first >= last:
+            continue
+        if parts == 2:
+            half_row(a, b, c, like, slot % 2, first, last, like)
+        else:
+            room = step(like, slot * 64 * DIRECT_DEPTH * size)
+            columns(a, b, c, like, first, last, THIN, room)
+    if parts == 2:
+        join(data(c, like), like, end)
+        tiles(
+            data(a, like), word(a_strides), word(a_strides + 8), data(b, like), b_row,
+            data(c, like), n * size, 1, end, n, k, False, like,
+        )  # fmt: skip
     return True
 
 

@@ -8,13 +8,13 @@ where they are:
     direct   small products: the register tile with A's own strides; only slivers of B that do
              not lie side by side in memory are packed
     thin     few rows, B contiguous along n: B is streamed once, a few rows at a time,
-             adding to C
+             adding to C; for a single row of A, in two halves of the sum
     dots     few rows, B contiguous along k (x @ W.T): dot products, several rows of B at a
              time, each with a vector of partial sums whose lanes are added up at the end
 """
 
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -178,25 +178,64 @@ def direct(a, a_row, a_col, b, b_row, b_col, c, c_row, m, n, k, add, space):
 
 
 @njit(error_model="numpy")
+def halves(k):
+    """Where the sum over k of a single row of A is cut, so that two threads can share it; or 0.
+
+    Each then reads rows of B that lie one after the other, not half of every row.
+    """
+    return k // (2 * STREAMS) * STREAMS
+
+
+@njit(error_model="numpy")
+def paired(n, like):
+    """How many of n columns `add_rows` takes: pairs of vectors."""
+    return n // (2 * lanes(like)) * (2 * lanes(like))
+
+
+@njit(error_model="numpy")
+def one_row(a, a_col, b, b_row, c, n, k, add):
+    """C (n,) (+)= A (k,) @ B (k, n); n in pairs of vectors. Each pass over C adds STREAMS rows."""
+    if not add:
+        for j in range(n):
+            store(step(c, j * itemsize(c)), zero(c))
+    for k0 in range(0, k - STREAMS + 1, STREAMS):
+        add_rows(STREAMS, step(a, k0 * a_col), a_col, step(b, k0 * b_row), b_row, c, n)
+    for kk in range(k // STREAMS * STREAMS, k):
+        add_rows(1, step(a, kk * a_col), a_col, step(b, kk * b_row), b_row, c, n)
+
+
+@njit(error_model="numpy")
 def thin(a, a_row, a_col, b, b_row, c, c_row, m, n, k, add, space):
     """C (m, n) (+)= A (m, k) @ B (k, n) for few rows; B and C contiguous along n.
 
-    One row of A: each pass over C adds STREAMS rows of B. More rows, and the columns left over:
-    register tiles, DEPTH rows of B at a time; space: room for DEPTH steps of a sliver.
+    space: room for DEPTH steps of a sliver, and for n elements.
     """
-    size, wide = itemsize(a), width(B, a)
-    k0, whole = 0, n // (2 * lanes(a)) * (2 * lanes(a)) if m == 1 else 0
+    done = 0
     if m == 1:
-        if not add:
-            for j in range(whole):
-                store(step(c, j * size), zero(c))
-        for k0 in range(0, k - STREAMS + 1, STREAMS):
-            add_rows(STREAMS, step(a, k0 * a_col), a_col, step(b, k0 * b_row), b_row, c, whole)
-        for kk in range(k // STREAMS * STREAMS, k):
-            add_rows(1, step(a, kk * a_col), a_col, step(b, kk * b_row), b_row, c, whole)
+        half, done = halves(k), paired(n, a)
+        one_row(a, a_col, b, b_row, c, done, half if half else k, add)
+        if half:
+            later_a, later_b = step(a, half * a_col), step(b, half * b_row)
+            one_row(later_a, a_col, later_b, b_row, space, done, k - half, False)
+            join(c, space, done)
+    tiles(a, a_row, a_col, b, b_row, c, c_row, m, done, n, k, add, space)
+
+
+@njit(error_model="numpy")
+def join(c, other, n):
+    """C (n,) += the other half of its sum."""
+    here, there = carray(c, n), carray(other, n)
+    for j in range(n):
+        here[j] += there[j]
+
+
+@njit(error_model="numpy")
+def tiles(a, a_row, a_col, b, b_row, c, c_row, m, first, n, k, add, space):
+    """Columns first .. n - 1 of a thin product in register tiles, DEPTH rows of B at a time."""
+    size, wide = itemsize(a), width(B, a)
     for k0 in range(0, k, DEPTH):
         depth, plus = min(DEPTH, k - k0), add or k0 > 0
-        a_at, b_at, j = step(a, k0 * a_col), step(b, k0 * b_row), whole
+        a_at, b_at, j = step(a, k0 * a_col), step(b, k0 * b_row), first
         while j < n:
             columns, sliver, sliver_k = min(wide, n - j), step(b_at, j * size), b_row
             if columns < wide:
@@ -205,21 +244,9 @@ def thin(a, a_row, a_col, b, b_row, c, c_row, m, n, k, add, space):
             for i in range(0, m, 4):
                 a_i, c_i, rows = step(a_at, i * a_row), step(c, i * c_row + j * size), min(4, m - i)
                 tile(
-                    4,
-                    NV,
-                    False,
-                    a_i,
-                    a_row,
-                    a_col,
-                    sliver,
-                    sliver_k,
-                    depth,
-                    c_i,
-                    c_row,
-                    rows,
-                    columns,
-                    plus,
-                )
+                    4, NV, False, a_i, a_row, a_col, sliver, sliver_k, depth,
+                    c_i, c_row, rows, columns, plus,
+                )  # fmt: skip
             j += wide
 
 
