@@ -95,6 +95,11 @@ def threads() -> int:
     return _threads
 
 
+def most_threads() -> int:
+    """What `set_threads` is limited to."""
+    return config.NUMBA_NUM_THREADS
+
+
 def pieces(rows: int, row_size: int, grain: int = SMALL // 2) -> tuple[int, int]:
     """(number of pieces, rows per piece) so that a piece has about `grain` elements."""
     step = max(1, grain // max(1, row_size))

@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import elementwise, switch
 from ..allocator import empty, is_counted
-from ..launch import threads
+from ..launch import most_threads, threads
 
 SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
 DIRECT_DEPTH = 2048  # ... and longest sum, which bounds the room for a sliver
@@ -148,9 +148,6 @@ def _after(out, gelu, keep, residual):
     return out
 
 
-_quick: dict[str, tuple] = {}
-
-
 def quick(a, b, out=None):
     """a @ b of two matrices if that takes less time than choosing how, else None."""
     dtype = a.dtype
@@ -162,7 +159,7 @@ def quick(a, b, out=None):
         return None
     if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
         return None
-    here, on_threads = _quick.get(dtype.char) or _quick_entry(dtype)
+    here, on_threads, space = _local.__dict__.get(dtype.char) or _quick_entry(dtype)
     if here is None:
         return None
     if out is None:
@@ -170,18 +167,20 @@ def quick(a, b, out=None):
     elif out.dtype is not dtype:
         return None
     workers = 1 if alone else threads()
-    space = _space("quick", 64 * DIRECT_DEPTH * workers, dtype)
     if workers == 1:
         return out if here(id(a), id(b), id(out), space) else None
     return out if on_threads[dtype.char](id(a), id(b), id(out), space, workers) else None
 
 
 def _quick_entry(dtype):
+    """What `quick` needs; the workspace is this thread's, as the kernels let other threads run."""
     if dtype.char not in "fd" or not dtype.isnative:
-        return None, None
+        return None, None, None
     from . import short
 
-    return _quick.setdefault(dtype.char, (short.here[dtype.char], short.on_threads))
+    space = np.empty(64 * DIRECT_DEPTH * most_threads(), dtype)
+    _local.__dict__[dtype.char] = short.here[dtype.char], short.on_threads, space
+    return _local.__dict__[dtype.char]
 
 
 def _vectors(a, b, out, bias, accumulate):
