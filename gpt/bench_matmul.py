@@ -1,7 +1,7 @@
 """Matrix products of a GPT against NumPy's BLAS and against the FMA peak.
 
 Peers: our kernels, `numpy.matmul` in the environment as it is, and the same OpenBLAS told to use
-its AVX-512 kernels. Every repeat multiplies operands that were just drawn, as training does.
+its widest vectors. Every repeat multiplies operands that were just drawn, as training does.
 """
 
 import math

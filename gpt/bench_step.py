@@ -1,8 +1,8 @@
 """One training step of a preset: ours against PyTorch, where the time goes, and what it holds.
 
-Peers are processes: ours, PyTorch eager, PyTorch compiled, and PyTorch eager with the AVX-512 path
-of Intel's MKL, which MKL itself takes on Intel's CPUs only. MKL asks a function of its own whether
-it runs on one; a preloaded library of one function answers yes.
+Peers are processes: ours, PyTorch eager, PyTorch compiled, and PyTorch eager with the best path of
+Intel's MKL (AVX-512, where there is any), which MKL itself takes on Intel's CPUs only. MKL asks a
+function of its own whether it runs on one; a preloaded library of one function answers yes.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from .bench_profile import profiled
 from .model import GPT, GPTConfig
 
 PHASES = ("forward", "backward", "clip", "update")
-OURS, EAGER, COMPILED, FORCED = "ours", "torch eager", "torch compiled", "torch, AVX-512 MKL"
+OURS, EAGER, COMPILED, FORCED = "ours", "torch eager", "torch compiled", "torch, MKL at best"
 Step = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 
