@@ -20,7 +20,7 @@ import threading
 import numpy as np
 
 from .. import elementwise, switch
-from ..allocator import empty, is_counted
+from ..allocator import aligned_block, empty, is_counted
 from ..launch import most_threads, threads
 
 SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
@@ -155,17 +155,15 @@ def quick(a, b, out=None):
     alone = n * k <= THIN_ALONE
     if m > FEW and (n <= FEW or m * n * k > SMALL):
         return None
-    if dtype is not b.dtype or switch.off or is_counted():
+    if dtype is not b.dtype or dtype.char not in "fd" or not dtype.isnative:
         return None
-    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
-        return None
-    here, on_threads, space = _local.__dict__.get(dtype.char) or _quick_entry(dtype)
-    if here is None:
+    if switch.off or is_counted() or not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
         return None
     if out is None:
         out = empty((m, n), dtype)
-    elif out.dtype is not dtype:
+    elif out.dtype is not dtype or not isinstance(out, np.ndarray):
         return None
+    here, on_threads, space = _local.__dict__.get(dtype.char) or _quick_entry(dtype)
     workers = 1 if alone else threads()
     if workers == 1:
         return out if here(id(a), id(b), id(out), space) else None
@@ -174,11 +172,9 @@ def quick(a, b, out=None):
 
 def _quick_entry(dtype):
     """What `quick` needs; the workspace is this thread's, as the kernels let other threads run."""
-    if dtype.char not in "fd" or not dtype.isnative:
-        return None, None, None
     from . import short
 
-    space = np.empty(64 * DIRECT_DEPTH * most_threads(), dtype)
+    space = _aligned(64 * DIRECT_DEPTH * most_threads(), dtype)
     _local.__dict__[dtype.char] = short.here[dtype.char], short.on_threads, space
     return _local.__dict__[dtype.char]
 
@@ -253,10 +249,12 @@ def _space(name, count, dtype):
     spaces = _local.__dict__
     space = spaces.get((name, dtype.char))
     if space is None or space.size < count:
-        raw = np.empty(count * size + LINE, np.uint8)
-        start = -raw.ctypes.data % LINE
-        space = spaces[name, dtype.char] = raw[start : start + count * size].view(dtype)
+        space = spaces[name, dtype.char] = _aligned(count, dtype)
     return space
+
+
+def _aligned(count, dtype):
+    return aligned_block(count * dtype.itemsize).view(dtype)
 
 
 INT = np.dtype(np.int64)
@@ -299,6 +297,11 @@ def _thin_plan(m, n, k):
     return np.array([m, nt, k], INT)
 
 
+def _unpacked_room(m, n, k, way):
+    """Elements: for a sliver of B, for FEW rows of A, or for half of the sum of a single row."""
+    return max(64 * max(k, 32), n if way == THIN and m == 1 else 0)
+
+
 def _contiguous(x, axis):
     return x.strides[axis] == x.itemsize or x.shape[axis] == 1
 
@@ -322,7 +325,7 @@ def _product(a, b, out, bias, add, extra=None, todo=0):
     way = THIN if thin else DIRECT if work <= SMALL and k <= DIRECT_DEPTH else BLOCKED
     # A thin product on one thread needs no pieces; where its columns are cut changes no bit.
     if way == DIRECT or (way == THIN and (n * k <= THIN_ALONE or threads() == 1)):
-        space = _space("b", max(64 * max(k, 32), n), dtype)  # a sliver of B, FEW rows of A, or C
+        space = _space("b", _unpacked_room(m, n, k, way), dtype)
         bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
         extra = out if extra is None else extra
         if switch.off:
@@ -342,7 +345,7 @@ def _launch(a, b, out, bias, add, way, extra=None, todo=0):
         plan, a_count, b_count = _plan(m, n, k, dtype.itemsize, workers if alone else 0)
     else:
         plan = _thin_plan(m, n, k) if way == THIN else np.array([m, n, k], INT)
-        a_count, b_count = 0, max(64 * max(k, 32), plan[1])  # a sliver of B, FEW rows of A, or C
+        a_count, b_count = 0, _unpacked_room(m, int(plan[1]), k, way)
     taken = _space("taken", COUNTER * workers, INT)
     room = _space("room", (a_count + b_count) * workers, dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)

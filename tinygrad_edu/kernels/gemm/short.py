@@ -92,14 +92,18 @@ def half_row(a, b, c, like, later, first, last, room):
 
 
 def short_on_threads(a, b, c, space, threads):
-    """The same for few rows. Each thread takes a range of columns, and of a single row half of the
-    sum, as one thread would, too."""
+    """The same for few rows; space: room as in `short` for each thread.
+
+    Each takes a range of columns; for a single row two share one, each half of the sum, with the
+    same cut as on one thread.
+    """
     size, like = space.itemsize, pointer(space)
     if way(a, b, c, size) != THIN:
         return False
     a_shape, a_strides, b_row = word(a + SHAPE), word(a + STRIDES), word(word(b + STRIDES))
     m, k, n = word(a_shape), word(a_shape + 8), word(word(b + SHAPE) + 8)
-    parts = 2 if m == 1 and halves(k) and word(word(b + STRIDES) + 8) == size else 1
+    shared = m == 1 and halves(k) and word(word(b + STRIDES) + 8) == size and threads % 2 == 0
+    parts = 2 if shared else 1
     ranges, end = -(-threads // parts), paired(n, like) if parts == 2 else n
     share = ((n + ranges - 1) // ranges + 63) // 64 * 64
     for slot in prange(parts * ranges):

@@ -110,11 +110,11 @@ def _lane_sum(e, vector):
     count = e.lanes
     while count > 1:
         count //= 2
-        halves = [
+        parts = [
             ir.Constant(ir.VectorType(I32, count), [first + i for i in range(count)])
             for first in (0, count)
         ]
-        low, high = (e.builder.shuffle_vector(vector, vector, half) for half in halves)
+        low, high = (e.builder.shuffle_vector(vector, vector, half) for half in parts)
         vector = e.builder.fadd(low, high)
     return e.builder.extract_element(vector, I32(0))
 
@@ -208,7 +208,7 @@ def one_row(a, a_col, b, b_row, c, n, k, add):
 def thin(a, a_row, a_col, b, b_row, c, c_row, m, n, k, add, space):
     """C (m, n) (+)= A (m, k) @ B (k, n) for few rows; B and C contiguous along n.
 
-    space: room for DEPTH steps of a sliver, and for n elements.
+    space: room for DEPTH steps of a sliver; for a single row also for n elements.
     """
     done = 0
     if m == 1:
