@@ -32,11 +32,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, config, njit, prange, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import jit, switch
-from .objects import DATA
+from .objects import DATA, word
 
 ARRAYS, SIZES, NUMBERS = 16, 64, 8  # what the block has room for, before the counters
 COUNTER = 64  # bytes from one thread's counter to the next one's: a cache line each
@@ -146,22 +145,13 @@ def _write(typingctx, address, value):
     return types.void(types.int64, types.int64), codegen
 
 
-@intrinsic
-def _read_pointers(typingctx, block, count, data):
+@njit
+def _read_pointers(block, count):
     """Replaces each array object's address in the block by that of its data."""
-
-    def codegen(context, builder, signature, args):
-        i64 = ir.IntType(64)
-        base = builder.inttoptr(args[0], i64.as_pointer())
-        with cgutils.for_range(builder, args[1], intp=i64) as loop:
-            place = builder.gep(base, [loop.index])
-            array = builder.load(place)
-            with builder.if_then(builder.icmp_unsigned("!=", array, i64(0))):
-                field = builder.inttoptr(builder.add(array, args[2]), i64.as_pointer())
-                builder.store(builder.load(field), place)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
+    for place in range(block, block + 8 * count, 8):
+        array = word(place)
+        if array != 0:
+            _write(place, word(array + DATA))
 
 
 @njit
@@ -172,9 +162,9 @@ def _share(address, block, counters, count, threads, slot):
         _take(address, block, counters + COUNTER * owner, (owner + 1) * count // threads, slot)
 
 
-def launch(address, block, counters, arrays, data, count, threads):
+def launch(address, block, counters, arrays, count, threads):
     """Runs `count` pieces of the task at `address` on `threads` threads."""
-    _read_pointers(block, arrays, data)
+    _read_pointers(block, arrays)
     for slot in range(threads):
         _write(counters + COUNTER * slot, slot * count // threads)
     if threads == 1:
@@ -185,7 +175,7 @@ def launch(address, block, counters, arrays, data, count, threads):
 
 
 _launch = jit.Kernel(
-    launch, lambda dtype: types.void(*[types.int64] * 7), parallel=True, nogil=True
+    launch, lambda dtype: types.void(*[types.int64] * 6), parallel=True, nogil=True
 )
 
 
@@ -238,7 +228,7 @@ class Task:
         how = layout(len(held), len(sizes), len(numbers))
         how.pack_into(block.memory, 0, *held, *sizes, *numbers)
         workers = 1 if small or count == 1 else min(_threads, count)
-        start(address, block.address, block.counters, len(held), DATA, count, workers)
+        start(address, block.address, block.counters, len(held), count, workers)
 
     def compile(self, dtype: str) -> tuple:
         scalar = {"f": types.float32, "d": types.float64}[dtype]

@@ -63,15 +63,14 @@ class Linear:
         ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
         rows, (n, k) = rows_of(x), weight.shape
         units = row_units(n, k * weight.dtype.itemsize)
-        more = {} if residual is None else {"residual": residual.reshape(len(rows), n)}
+        more = {"bias": bias, "residual": None if residual is None else rows_of(residual)}
+        more = {name: x for name, x in more.items() if x is not None}
         if len(units) == 1:
-            more |= {} if bias is None else {"bias": bias}
             out = matmul(rows, weight.rows(0, n).T, **more)
         else:
             out = empty((len(rows), n), np.result_type(x, weight.dtype))
             for start, stop in units:
-                part = {key: value[..., start:stop] for key, value in more.items()}
-                part |= {} if bias is None else {"bias": bias[start:stop]}
+                part = {name: x[..., start:stop] for name, x in more.items()}
                 matmul(rows, weight.rows(start, stop).T, out=out[:, start:stop], **part)
         return out.reshape(*x.shape[:-1], n)
 

@@ -74,8 +74,7 @@ class Split:
 
     @staticmethod
     def backward(ctx, *grads):
-        whole = side_by_side(grads, ctx.axis)
-        return concatenate(grads, ctx.axis) if whole is None else whole
+        return joined(grads, ctx.axis)
 
 
 class SplitHeads:
@@ -89,9 +88,7 @@ class SplitHeads:
 
     @staticmethod
     def backward(ctx, *grads):
-        whole = side_by_side(grads, 1)
-        whole = concatenate(grads, 1) if whole is None else whole
-        return reshaped(whole.transpose(0, 2, 1, 3), ctx.input_shapes[0])
+        return reshaped(joined(grads, 1).transpose(0, 2, 1, 3), ctx.input_shapes[0])
 
 
 class MergeHeads:
@@ -106,6 +103,12 @@ class MergeHeads:
     def backward(ctx, grad):
         b, h, t, d = ctx.input_shapes[0]
         return reshaped(grad, (b, t, h, d)).transpose(0, 2, 1, 3)
+
+
+def joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """The parts as one array, which takes no copy if they are one in memory."""
+    whole = side_by_side(parts, axis)
+    return concatenate(parts, axis) if whole is None else whole
 
 
 def side_by_side(parts: Sequence[np.ndarray], axis: int) -> np.ndarray | None:

@@ -8,11 +8,11 @@ and compiled code does the checking.
 from numba import njit, prange, types
 
 from ..jit import Kernel
-from ..objects import DATA, FLAGS, SHAPE, STRIDES, WRITEABLE, data, word
+from ..objects import DATA, FLAGS, SHAPE, STRIDES, WRITEABLE, data, shape_of, strides_of, word
 from .entries import room_of, unpacked
 from .gemm import DIRECT, DIRECT_DEPTH, FEW, SMALL, THIN
 from .microkernel import itemsize, pointer, step
-from .unpacked import halves, join, one_row, paired, tiles
+from .unpacked import half_row, halves, join, paired, tiles
 
 
 @njit(error_model="numpy")
@@ -77,20 +77,6 @@ def short(a, b, c, space):
     return chosen >= 0
 
 
-@njit(error_model="numpy")
-def half_row(a, b, c, like, later, first, last, room):
-    """Columns first .. last - 1 of half the sum of a single row: into C, the later into room."""
-    a_col, b_row = word(word(a + STRIDES) + 8), word(word(b + STRIDES))
-    k, size = word(word(b + SHAPE)), itemsize(like)
-    half = halves(k)
-    start, count = (half, k - half) if later else (0, half)
-    one_row(
-        step(data(a, like), start * a_col), a_col,
-        step(data(b, like), start * b_row + first * size), b_row,
-        step(room if later else data(c, like), first * size), last - first, count, False,
-    )  # fmt: skip
-
-
 def short_on_threads(a, b, c, space, threads):
     """The same for few rows; space: room as in `short` for each thread.
 
@@ -100,9 +86,10 @@ def short_on_threads(a, b, c, space, threads):
     size, like = space.itemsize, pointer(space)
     if way(a, b, c, size) != THIN:
         return False
-    a_shape, a_strides, b_row = word(a + SHAPE), word(a + STRIDES), word(word(b + STRIDES))
-    m, k, n = word(a_shape), word(a_shape + 8), word(word(b + SHAPE) + 8)
-    shared = m == 1 and halves(k) and word(word(b + STRIDES) + 8) == size and threads % 2 == 0
+    (_, _, m, k), n = shape_of(a), shape_of(b)[3]
+    (_, _, a_row, a_col), (_, _, b_row, b_col) = strides_of(a), strides_of(b)
+    left, right, result = data(a, like), data(b, like), data(c, like)
+    shared = m == 1 and halves(k) and b_col == size and threads % 2 == 0
     parts = 2 if shared else 1
     ranges, end = -(-threads // parts), paired(n, like) if parts == 2 else n
     share = ((n + ranges - 1) // ranges + 63) // 64 * 64
@@ -111,16 +98,16 @@ def short_on_threads(a, b, c, space, threads):
         if first >= last:
             continue
         if parts == 2:
-            half_row(a, b, c, like, slot % 2, first, last, like)
+            half_row(
+                slot % 2, left, a_col, step(right, first * size), b_row,
+                step(result, first * size), step(like, first * size), last - first, k, False,
+            )  # fmt: skip
         else:
             room = step(like, slot * 64 * DIRECT_DEPTH * size)
             columns(a, b, c, like, first, last, THIN, room)
     if parts == 2:
-        join(data(c, like), like, end)
-        tiles(
-            data(a, like), word(a_strides), word(a_strides + 8), data(b, like), b_row,
-            data(c, like), n * size, 1, end, n, k, False, like,
-        )  # fmt: skip
+        join(result, like, end)
+        tiles(left, a_row, a_col, right, b_row, result, n * size, 1, end, n, k, False, like)
     return True
 
 

@@ -205,6 +205,17 @@ def one_row(a, a_col, b, b_row, c, n, k, add):
 
 
 @njit(error_model="numpy")
+def half_row(later, a, a_col, b, b_row, c, space, n, k, add):
+    """Half of the sum of a single row, as `one_row`: the earlier into C, the later into space."""
+    half = halves(k)
+    if later:
+        later_a, later_b = step(a, half * a_col), step(b, half * b_row)
+        one_row(later_a, a_col, later_b, b_row, space, n, k - half, False)
+    else:
+        one_row(a, a_col, b, b_row, c, n, half if half else k, add)
+
+
+@njit(error_model="numpy")
 def thin(a, a_row, a_col, b, b_row, c, c_row, m, n, k, add, space):
     """C (m, n) (+)= A (m, k) @ B (k, n) for few rows; B and C contiguous along n.
 
@@ -212,11 +223,10 @@ def thin(a, a_row, a_col, b, b_row, c, c_row, m, n, k, add, space):
     """
     done = 0
     if m == 1:
-        half, done = halves(k), paired(n, a)
-        one_row(a, a_col, b, b_row, c, done, half if half else k, add)
-        if half:
-            later_a, later_b = step(a, half * a_col), step(b, half * b_row)
-            one_row(later_a, a_col, later_b, b_row, space, done, k - half, False)
+        done = paired(n, a)
+        half_row(False, a, a_col, b, b_row, c, space, done, k, add)
+        if halves(k):
+            half_row(True, a, a_col, b, b_row, c, space, done, k, add)
             join(c, space, done)
     tiles(a, a_row, a_col, b, b_row, c, c_row, m, done, n, k, add, space)
 
