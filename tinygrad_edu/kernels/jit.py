@@ -80,7 +80,8 @@ class Kernel:
     """A Numba function with a fixed list of signatures, each compiled on its first use.
 
     `signature(dtype)` gives the Numba signature for one element type, by NumPy's letter
-    for it ("f" or "d"); `kernel[dtype]` is the compiled function.
+    for it ("f" or "d"); `kernel[dtype]` is the compiled function, called without Numba's look at
+    the types of its arguments, which takes as long as a short kernel: callers pass what it says.
     """
 
     def __init__(self, function, signature, **options):
@@ -103,6 +104,5 @@ class Kernel:
             except OSError:  # the disk is full, say: the cache is a convenience
                 kernel = numba.njit(**self.options)(self.function)
                 kernel.compile(self.signature(dtype))
-            kernel.disable_compile()
-        self.compiled[dtype] = kernel
-        return kernel
+        self.compiled[dtype] = kernel.overloads[kernel.signatures[0]].entry_point
+        return self.compiled[dtype]

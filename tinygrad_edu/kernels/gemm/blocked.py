@@ -4,10 +4,10 @@ A piece of C = A @ B, one thread's work, is cut so that every level of the memor
 what is reused from it:
 
     for columns of nc, for panels of kc:
-        pack B[kc, nc]                                           stays in L2 and L3
+        pack B[kc, nc]                                           stays in L3
         for rows of mc:
             pack A[mc, kc]                                       stays in L2
-            for slivers of B[kc, nv vectors]:                    stays in L1 and L2
+            for slivers of B[kc, nv vectors]:                    stays in L2
                 for slivers of A[mr, kc]: the micro-kernel       sums stay in registers
 
 Threads share nothing but what they read: each packs what its pieces need. Packing the same panel

@@ -28,14 +28,14 @@ DIRECT_DEPTH = 2048  # ... and longest sum, which bounds the room for a sliver
 THIN_ALONE = 1 << 17  # elements of B up to which one thread does it, and Python's way there counts
 BATCH = 8  # products from which each is left to one thread
 FEW = 8  # rows up to which a product is limited by reading B
-KC = 384  # depth of a panel: long enough to repay loading and storing a tile of C
-A_BYTES = 192 * KC * 4  # packed A, in L2
-B_COLUMNS = 768  # of packed B, in L2 and L3
-PIECE = 1 << 20  # elements of C in a piece at most, so that its panels meet again in the cache
+KC = 768  # depth of a panel: the deeper, the less often a tile of C is loaded and stored
+A_BYTES = 72 * KC * 4  # packed A, in L2
+B_BYTES = KC * KC * 4  # packed B, in L3: the more columns, the less often A is packed
 COUNTER = 8  # int64s from one thread's counter to the next one's: a cache line each
 BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
 BIAS, GELU, KEEP, RESIDUAL = 1, 2, 4, 8  # what `finish` is to do, added up
 
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 LINE = 64  # bytes in a cache line
 KEPT_BYTES = 1 << 24  # workspace that is worth keeping
 COUNTED_BYTES = 1 << 16  # ... and not worth counting
@@ -155,13 +155,13 @@ def quick(a, b, out=None):
     alone = n * k <= THIN_ALONE
     if m > FEW and (n <= FEW or m * n * k > SMALL):
         return None
-    if dtype is not b.dtype or dtype.char not in "fd" or not dtype.isnative:
+    if dtype is not b.dtype or (dtype is not FLOAT32 and dtype is not FLOAT64):
         return None
-    if switch.off or is_counted() or not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+    if switch.off or is_counted() or type(a) is not np.ndarray or type(b) is not np.ndarray:
         return None
     if out is None:
         out = empty((m, n), dtype)
-    elif out.dtype is not dtype or not isinstance(out, np.ndarray):
+    elif out.dtype is not dtype or type(out) is not np.ndarray:
         return None
     here, on_threads, space = _local.__dict__.get(dtype.char) or _quick_entry(dtype)
     workers = 1 if alone else threads()
@@ -277,14 +277,15 @@ def _plan(m, n, k, size, workers):
     def split(length, most, unit):  # equal parts, multiples of unit, none above most
         return _ceil(_ceil(length, _ceil(length, most)), unit) * unit
 
-    if workers:
-        # One piece each: more would pack panels more often, and nobody is done before all are.
-        count = workers * _ceil(m * n, PIECE * workers)
-        cuts = [(i, count // i) for i in range(1, count + 1) if count % i == 0]
+    if workers:  # one piece each: nobody is done before all are
+        cuts = [(i, workers // i) for i in range(1, workers + 1) if workers % i == 0]
         down, across = min(cuts, key=lambda cut: (cut[1] * m + cut[0] * n, -cut[0]))
         m, n = split(m, _ceil(m, down), mr), split(n, _ceil(n, across), nr)
-    kc, nc = split(k, KC, 1), split(n, max(B_COLUMNS, nr), nr)
-    mc = split(m, max(mr, A_BYTES // (KC * size) // mr * mr), mr)
+    kc = split(k, KC, 1)
+    mc, nc = (
+        split(length, max(unit, room // (kc * size) // unit * unit), unit)
+        for length, room, unit in ((m, A_BYTES, mr), (n, B_BYTES, nr))
+    )
     line = LINE // size  # what starts on a cache line needs no vector from two of them
     return np.array([m, n, k, mc, kc, nc], INT), _ceil(mc * kc, line) * line, kc * nc
 

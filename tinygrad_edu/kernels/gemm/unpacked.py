@@ -86,15 +86,22 @@ def _emit_dots(e, mr, nr, a, a_row, b, b_column, k, c, c_row, c_column, rows, co
     builder.branch(head)
 
     builder.position_at_end(after)
-    mask = e.below(builder.sub(k, whole), 0)
-    total = products(lambda place: e.masked_load(place, mask))
+    with builder.if_then(builder.icmp_signed("<", whole, k)):
+        mask = e.below(builder.sub(k, whole), 0)
+        more = products(lambda place: e.masked_load(place, mask))
+        rest = builder.block
+    total = [builder.phi(e.vector) for _ in sums]
+    for phi, without, value in zip(total, sums, more, strict=True):
+        phi.add_incoming(without, after)
+        phi.add_incoming(value, rest)
+    values = [_lane_sum(e, vector) for vector in total]  # side by side, before any branch
     for i in range(mr):
         for j in range(nr):
             inside = builder.and_(
                 builder.icmp_signed("<", I64(i), rows), builder.icmp_signed("<", I64(j), columns)
             )
             with builder.if_then(inside):
-                value = _lane_sum(e, total[i * nr + j])
+                value = values[i * nr + j]
                 place = e.at(
                     c, builder.add(builder.mul(I64(i), c_row), builder.mul(I64(j), c_column))
                 )
