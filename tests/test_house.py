@@ -17,6 +17,7 @@ ROWS = [
     ("tinygrad_edu.kernels",),
     ("tinygrad_edu.ops",),
     (
+        "tinygrad_edu.locks",
         "tinygrad_edu.tape",
         "tinygrad_edu.tensor",
         "tinygrad_edu.several",

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygrad_edu import tape
 from tinygrad_edu.kernels import update
+from tinygrad_edu.locks import locks
 from tinygrad_edu.memory import Chip, ExternalMemory, external
 from tinygrad_edu.storage import CHUNK, WEIGHT, ArrayStorage, new_storage
 
@@ -323,10 +323,10 @@ def test_an_array_that_is_lent_keeps_the_old_numbers_while_a_graph_needs_it(make
     storage = make((3,))
     lent = storage.read()
     if storage.lockable() is not None:  # nobody else could write it
-        tape.locks.lock(lent)
+        locks.lock(lent)
     storage.add_grad(np.ones(3, np.float32))
     storage.update(update.sgd, (), lr=1.0, momentum=0.0, weight_decay=0.0)
     same(lent, np.arange(3, dtype=np.float32))
     same(storage.read(), np.arange(3, dtype=np.float32) - 1)
     if storage.lockable() is not None:
-        tape.locks.unlock(lent)
+        locks.unlock(lent)

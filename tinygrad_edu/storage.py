@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from . import tape
 from .kernels import empty, zeros
 from .kernels.blocks import Rows
 from .kernels.elementwise import add
 from .kernels.update import sum_of_squares
+from .locks import locks
 
 CHUNK = 1 << 20  # elements per piece where numbers are read or written in order
 WEIGHT = "weight"  # the kind that is not optimizer state
@@ -246,7 +246,7 @@ class ArrayStorage(Storage):
             grad *= self.dtype.type(factor)
 
     def update(self, function: Callable[..., None], state: tuple[str, ...], **numbers: Any) -> None:
-        if self.array in tape.locks:  # a graph still holds the old numbers: leave them to it
+        if self.array in locks:  # a graph still holds the old numbers: leave them to it
             self.array = self.array.copy()
         function(self.array, self.grad, *(self.state[name] for name in state), **numbers)
 

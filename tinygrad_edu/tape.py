@@ -22,6 +22,7 @@ import numpy as np
 from .kernels import zeros
 from .kernels.blocks import Rows
 from .kernels.elementwise import add, sum_axes
+from .locks import locks, read_only_view
 
 _numbers = itertools.count()
 
@@ -86,53 +87,6 @@ def check_finite(op: type, phase: str, module: Any, arrays: list[np.ndarray | No
             raise NonFiniteError(
                 op.__name__, phase, module, f"{what} ({count} of {array.size} elements)"
             )
-
-
-class _Locks:
-    """Arrays that a graph has saved are read-only until it is walked or dropped.
-
-    A view is locked together with the array it looks into. Counted, as several ops may save one.
-    """
-
-    def __init__(self) -> None:
-        # id -> [array, count, views to open together with it]; kept alive so ids stay true
-        self.held: dict[int, list] = {}
-
-    def lock(self, array: Any) -> None:
-        while isinstance(array, np.ndarray):
-            entry = self.held.get(id(array))
-            if entry is not None:
-                entry[1] += 1
-            elif array.flags.writeable:
-                self.held[id(array)] = [array, 1, []]
-                array.flags.writeable = False
-            array = array.base
-
-    def unlock(self, array: Any) -> None:
-        if not isinstance(array, np.ndarray):
-            return
-        base = array.base
-        self.unlock(base)  # the owner first: a view cannot be opened before it
-        entry = self.held.get(id(array))
-        if entry is None:
-            return
-        entry[1] -= 1
-        if entry[1]:
-            return
-        del self.held[id(array)]
-        owner = self.held.get(id(base))
-        if owner is not None:  # saved elsewhere too: this view opens when its owner does
-            owner[2] += [array, *entry[2]]
-            return
-        array.flags.writeable = True
-        for view in entry[2]:
-            view.flags.writeable = True
-
-    def __contains__(self, array: np.ndarray) -> bool:
-        return id(array) in self.held
-
-
-locks = _Locks()
 
 
 class Context:
@@ -358,12 +312,6 @@ def consumed_message(op: type) -> str:
         f"graph already consumed: the part with {op.__name__} was walked by an earlier backward(), "
         "which frees it; run forward again, or add the losses and call backward() once"
     )
-
-
-def read_only_view(array: np.ndarray) -> np.ndarray:
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def unbroadcast(grad: np.ndarray, shape: tuple[int, ...], what: str = "gradient") -> np.ndarray:

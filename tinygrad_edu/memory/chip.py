@@ -23,14 +23,14 @@ from ..kernels.allocator import memory_from
 from ..storage import born_in
 from . import report
 from .budget import Budget
-from .external import Blob, ExternalMemory, Link
+from .external import Blob, ExternalMemory
 from .file_update import FileUpdate
 from .flops import op_flops, rows_of_weight
 from .residency import UPDATE, Residency
 from .sizes import parse_size
 from .streamed import StreamedStorage
 from .timeline import Timeline
-from .transfer import Job, Mover, afresh
+from .transfer import Job, Link, Mover, afresh
 
 LEAVING = 1 << 20  # bytes of gradients that may be on their way out beside the latest one
 

@@ -22,9 +22,8 @@ import json
 import numbers
 import os
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -427,23 +426,3 @@ def checked(blob: Blob, cells: int = 4) -> Iterator[np.ndarray]:
         blob.read(offset, piece)
         blob.verify(offset, piece)
         yield piece
-
-
-class Link:
-    """One direction between memory and chip, with the bandwidth and latency of the memory."""
-
-    def __init__(self, memory: ExternalMemory) -> None:
-        self.memory = memory
-        self.free_at = 0.0  # when the last byte of the transfer before has passed
-
-    def carry(self, nbytes: int, move: Callable[[], None]) -> float:
-        """Runs `move`, and takes as long as the link would; when the bytes have arrived."""
-        began = max(time.perf_counter(), self.free_at)
-        move()
-        if self.memory.bandwidth is None:
-            return time.perf_counter() + self.memory.latency
-        self.free_at = began + nbytes / self.memory.bandwidth
-        wait = self.free_at - time.perf_counter()
-        if wait > 0:
-            self.memory.hurry.wait(wait)
-        return max(time.perf_counter(), self.free_at) + self.memory.latency

@@ -20,10 +20,10 @@ import numpy as np
 
 from ..kernels.allocator import lease
 from .budget import Budget, block_size
-from .external import Blob, Link
+from .external import Blob
 from .schedule import Schedule
 from .timeline import Timeline
-from .transfer import Job, Mover
+from .transfer import Job, Link, Mover
 
 AHEAD = 32 << 20  # bytes on their way or waiting for their use: enough to keep the link busy
 TRUST = 8  # expectations that must come true before anything is fetched on the strength of them

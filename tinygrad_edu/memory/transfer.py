@@ -2,7 +2,8 @@
 
 A `Job` is one transfer. The thread that computes hands it over, goes on, and waits for it where it
 needs the result. Every wait has a way out: the job is done, the job failed (its error is raised
-where it is waited for), or the thread that should have done it is dead.
+where it is waited for), or the thread that should have done it is dead. A `Link` makes a transfer
+take as long as it would between a chip and the memory that is emulated.
 """
 
 import copy
@@ -10,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 POLL = 0.2  # seconds between looks at whether the other thread is still alive
 FAREWELL = 10.0  # seconds that a thread gets to finish when the chip closes
@@ -106,3 +108,23 @@ class Mover:
             else:
                 job.run()
             del job
+
+
+class Link:
+    """One direction between memory and chip, with the bandwidth and latency of the memory."""
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+        self.free_at = 0.0  # when the last byte of the transfer before has passed
+
+    def carry(self, nbytes: int, move: Callable[[], None]) -> float:
+        """Runs `move`, and takes as long as the link would; when the bytes have arrived."""
+        began = max(time.perf_counter(), self.free_at)
+        move()
+        if self.memory.bandwidth is None:
+            return time.perf_counter() + self.memory.latency
+        self.free_at = began + nbytes / self.memory.bandwidth
+        wait = self.free_at - time.perf_counter()
+        if wait > 0:
+            self.memory.hurry.wait(wait)
+        return max(time.perf_counter(), self.free_at) + self.memory.latency
