@@ -106,7 +106,7 @@ class GPT(nn.Module):
     """model(idx) -> (logits (B, T, V), None);  model(idx, targets) -> (None, mean loss).
 
     `rng` draws the weights and feeds dropout (default: a fixed seed). `recompute` keeps only each
-    block's input for backward and runs the block again there.
+    block's input for backward and runs the block again there, and the output layer likewise.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class GPT(nn.Module):
         output = self.transformer.wte.weight  # tied: the output layer is the token embedding
         if targets is None:
             return F.linear(x, output), None
-        return None, F.linear_cross_entropy(x, output, targets)
+        return None, F.linear_cross_entropy(x, output, targets, recompute=self.recompute)
 
     def hidden(self, idx: Any, cache: KeyValueCache | None = None) -> tg.Tensor:
         """The final activations (B, T, C)."""

@@ -15,6 +15,7 @@ import numpy as np
 
 import tinygrad_edu as tg
 from tinygrad_edu.kernels import blocks
+from tinygrad_edu.kernels.cross_entropy import KEPT_LOGITS
 from tinygrad_edu.memory import Rehearsal
 from tinygrad_edu.memory.clock import Work
 from tinygrad_edu.memory.hardware import Hardware
@@ -34,6 +35,10 @@ class Need:
     at_peak: dict[str, int]
     phase: str
 
+    def plus(self, kind: str, nbytes: int) -> "Need":
+        at_peak = self.at_peak | {kind: self.at_peak.get(kind, 0) + nbytes}
+        return Need(self.nbytes + nbytes, at_peak, self.phase)
+
     def times(self, factor: float) -> "Need":
         at_peak = {kind: int(nbytes * factor) for kind, nbytes in self.at_peak.items()}
         return Need(int(self.nbytes * factor), at_peak, self.phase)
@@ -47,20 +52,44 @@ def unit_for(hardware: Hardware, precision: str) -> int:
 
 
 def need(
-    config: GPTConfig, batch: int, recompute: bool, precision: str, hardware: Hardware
+    config: GPTConfig,
+    batch: int,
+    recompute: bool,
+    precision: str,
+    hardware: Hardware,
+    resident: bool = False,
 ) -> Need:
-    """What `batch` sequences need at once on a chip."""
+    """What `batch` sequences need at once on a chip, or without one beside weights and state."""
     found = needed(config, batch, recompute, unit_for(hardware, precision))
+    if resident:
+        found = found.plus("activations", kept_logits(config, batch, recompute))
     return found.times(VALUE_BYTES[precision] / 4)
 
 
+def kept_logits(config: GPTConfig, batch: int, recompute: bool) -> int:
+    """Bytes of logits that a step without a chip keeps from forward to backward, in float32."""
+    nbytes = 4 * batch * config.block_size * config.vocab_size
+    return 0 if recompute or nbytes > KEPT_LOGITS else nbytes
+
+
 def step_works(
-    config: GPTConfig, batch: int, recompute: bool, precision: str, hardware: Hardware
+    config: GPTConfig,
+    batch: int,
+    recompute: bool,
+    precision: str,
+    hardware: Hardware,
+    resident: bool = False,
 ) -> list[Work]:
-    """The work of one pass of `batch` sequences on a chip, then that of the update."""
+    """The work of one pass of `batch` sequences on a chip, then that of the update.
+
+    `resident`: nothing moves between chip and memory.
+    """
     factor = VALUE_BYTES[precision] / 4
     room = int(hardware.memory / factor)
-    works = rehearsed(config, batch, recompute, unit_for(hardware, precision), room)
+    keeps = resident and kept_logits(config, batch, recompute) > 0
+    works = rehearsed(config, batch, recompute, unit_for(hardware, precision), room, keeps)
+    if resident:
+        works = [work._replace(fetch=0, drain=0, transfers=0, fresh=0) for work in works]
     return [scaled(work, factor) for work in works]
 
 
@@ -91,28 +120,34 @@ def needed(config: GPTConfig, batch: int, recompute: bool, unit: int) -> Need:
 
 @functools.lru_cache(64)
 def rehearsed(
-    config: GPTConfig, batch: int, recompute: bool, unit: int, room: int
+    config: GPTConfig, batch: int, recompute: bool, unit: int, room: int, keeps_logits: bool = False
 ) -> tuple[Work, ...]:
     """In float32, on a chip of `room` bytes, or of just enough if that is too small."""
     whole = needed(config, batch, recompute, unit).nbytes
     if config.n_layer < DEEP:
-        return tuple(run(config, batch, recompute, unit, max(whole, room))[1])
+        return tuple(run(config, batch, recompute, unit, max(whole, room), keeps_logits)[1])
     three = dataclasses.replace(config, n_layer=3)
     layer = 4 * 13 * config.n_embd**2  # its weights, in float32, and some to fetch ahead
     spare = max(0, min(layer, room - whole))
     enough = needed(three, batch, recompute, unit).nbytes + spare
-    return tuple(deepened(run(three, batch, recompute, unit, enough)[1], config.n_layer))
+    works = run(three, batch, recompute, unit, enough, keeps_logits)[1]
+    return tuple(deepened(works, config.n_layer))
 
 
 def run(
-    config: GPTConfig, batch: int, recompute: bool, unit: int, room: int | None = None
+    config: GPTConfig,
+    batch: int,
+    recompute: bool,
+    unit: int,
+    room: int | None = None,
+    keeps_logits: bool = False,
 ) -> tuple[Need, list[Work]]:
     """A rehearsal, in float32. With `room`, of the second step, when the order is known."""
     ids = np.arange(batch * config.block_size) % config.vocab_size
     ids = ids.reshape(batch, config.block_size)
     before, blocks.UNIT_BYTES = blocks.UNIT_BYTES, unit
     try:
-        with Rehearsal() if room is None else Rehearsal(room) as chip:
+        with Rehearsal() if room is None else Rehearsal(room, keeps_logits) as chip:
             model = GPT(config, recompute=recompute)
             optimizer = tg.optim.AdamW(model.parameters())
             for _ in range(1 if room is None else 2):

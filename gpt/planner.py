@@ -146,18 +146,16 @@ def plan(job: Job, hardware: Hardware) -> Plan:
 
     def taken(way: tuple[bool, int]) -> tuple[Playback, float]:
         recompute, sequences = way
-        works = step_works(job.model, sequences, recompute, job.precision, hardware)
-        if job.resident:
-            works = [work._replace(fetch=0, drain=0, transfers=0, fresh=0) for work in works]
+        about = (job.model, sequences, recompute, job.precision, hardware, job.resident)
+        works = step_works(*about)
         return timed(works, math.ceil(share / sequences), hardware, job)
 
     played = {way: taken(way) for way in found or [(choices[-1], 1)]}
     (recompute, sequences), (playback, seconds) = min(played.items(), key=lambda item: item[1][1])
-    about = (recompute, job.precision, hardware)
     parameters = scaling.count_parameters(job.model)
     resident = scaling.adamw_bytes(parameters).live if job.resident else 0
-    smallest = need(job.model, 1, choices[-1], job.precision, hardware).nbytes + resident
-    peak = need(job.model, sequences, *about)
+    smallest = need(job.model, 1, choices[-1], job.precision, hardware, job.resident).nbytes
+    peak = need(job.model, sequences, recompute, job.precision, hardware, job.resident)
     return Plan(
         job,
         hardware,
@@ -170,7 +168,7 @@ def plan(job: Job, hardware: Hardware) -> Plan:
         playback,
         seconds,
         bool(found),
-        smallest,
+        smallest + resident,
     )
 
 
@@ -181,7 +179,8 @@ def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> i
         room -= scaling.adamw_bytes(scaling.count_parameters(job.model)).live
 
     def bytes_of(sequences: int) -> int:
-        return need(job.model, sequences, recompute, job.precision, hardware).nbytes
+        about = (job.model, sequences, recompute, job.precision, hardware, job.resident)
+        return need(*about).nbytes
 
     one = bytes_of(1)
     if one > room:

@@ -1,11 +1,14 @@
 """The functionals: values and gradients against PyTorch, and errors that name what was given."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
 import tinygrad_edu as tg
 from tinygrad_edu import Tensor
 from tinygrad_edu import functional as F
+from tinygrad_edu.kernels import cross_entropy
 
 RNG = np.random.default_rng(0)
 
@@ -182,6 +185,23 @@ def test_linear_cross_entropy(lead, kind):
             theirs,
             normal(*lead, 4), normal(6, 4), normal(6),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["plain", "recompute", "too many", "chip"])
+def test_linear_cross_entropy_keeps_its_logits_where_memory_allows(where, monkeypatch):
+    """Then backward has two products to make, and not three."""
+    products, matmul = [], cross_entropy.matmul
+    monkeypatch.setattr(
+        cross_entropy, "matmul", lambda *a, **k: products.append(1) or matmul(*a, **k)
+    )
+    if where == "too many":
+        monkeypatch.setattr(cross_entropy, "KEPT_LOGITS", 5 * 6 * 8 - 1)
+    with tg.memory.Chip("1MB") if where == "chip" else contextlib.nullcontext():
+        x, w = tg.nn.Parameter(normal(5, 4)), tg.nn.Parameter(normal(6, 4))
+        loss = F.linear_cross_entropy(x, w, np.arange(5), recompute=where == "recompute")
+        assert len(products) == 1
+        loss.backward()
+        assert len(products) == (3 if where == "plain" else 4)
 
 
 ATTENTION = [

@@ -78,9 +78,9 @@ def coefficients(target, v):
     )
 
 
-def loss_and_gradients(x, weight, bias, target, grad, needs=(True, True, True)):
+def loss_and_gradients(x, weight, bias, target, grad, needs=(True, True, True), kept=None):
     """-> losses, lse, dx, dweight, dbias; the weight's gradient put together from its chunks."""
-    losses, lse = cross_entropy.linear_cross_entropy(x, weight, bias, target)
+    losses, lse = cross_entropy.linear_cross_entropy(x, weight, bias, target, kept)
     parts, starts = [], []
 
     def add_weight_rows(start, block):
@@ -88,8 +88,9 @@ def loss_and_gradients(x, weight, bias, target, grad, needs=(True, True, True)):
         parts.append(block)
 
     dx, dbias = cross_entropy.linear_cross_entropy_backward(
-        grad, x, weight, bias, lse, target, needs, add_weight_rows if needs[1] else None
+        grad, x, weight, bias, lse, target, needs, add_weight_rows if needs[1] else None, kept
     )
+    assert not kept  # used up
     lengths = [len(part) for part in parts]
     assert starts == [sum(lengths[:i]) for i in range(len(parts))]
     return losses, lse, dx, np.concatenate(parts) if needs[1] else None, dbias
@@ -141,6 +142,9 @@ def test_linear_cross_entropy_over_chunks(n, k, v, dtype, kind, with_bias, unit,
         needs = True, True, with_bias
         losses, lse, *grads = loss_and_gradients(x, table, bias, target, grad, needs)
         assert table.asked == 2 * blocks.row_units(v, k * size)
+        again = loss_and_gradients(x, Rows(weight), bias, target, grad, needs, kept=[])
+    for one, other in zip((losses, lse, *grads), again, strict=True):  # kept logits change no bit
+        assert (one is None and other is None) or one.tobytes() == other.tobytes()
     a, more = coefficients(target, v), {"bias": bias} if with_bias else {}
     close(losses, naive.linear_cross_entropy(x, weight, a, **more), dtype)
     z = naive.matmul(x, weight.T) + (bias if with_bias else 0)

@@ -184,11 +184,14 @@ def linear_cross_entropy(
     reduction: str = "mean",
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    recompute: bool = False,
 ) -> Tensor:
     """cross_entropy(linear(input, linear_weight, linear_bias), target) without all the logits.
 
     input (..., K), linear_weight (C, K), linear_bias (C,), target (...) class ids or (..., C)
-    probabilities. Logits exist for one block of rows at a time and are made again in backward.
+    probabilities. Logits are made in blocks. Up to 256 MiB of them are kept for backward; more, all
+    of them with `recompute`, and all of them on a chip, are made again there instead, block by
+    block. The numbers are the same bits.
     """
     x, w = as_tensor(input), as_tensor(linear_weight)
     b = None if linear_bias is None else as_tensor(linear_bias)
@@ -199,8 +202,9 @@ def linear_cross_entropy(
         label_smoothing, rows, len(rest), n_classes=len(w),
     )  # fmt: skip
     loss = apply(
-        ops.LinearCrossEntropy, rows, w, b, target=checked, reduction=as_reduction(reduction)
-    )
+        ops.LinearCrossEntropy, rows, w, b, target=checked, reduction=as_reduction(reduction),
+        recompute=recompute,
+    )  # fmt: skip
     return loss.reshape(rest) if reduction == "none" else loss
 
 

@@ -63,6 +63,19 @@ def test_a_deep_model_is_put_together_from_three_of_its_layers(monkeypatch):
     plan_works.rehearsed.cache_clear()
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_resident_step_keeps_the_logits_it_need_not_make_again(recompute):
+    logits = 2 * SMALL.block_size * SMALL.vocab_size
+    given = SMALL, 2, recompute, "bf16", CS2
+    streamed, resident = (
+        sum(work.flops for work in plan_works.step_works(*given, resident=where))
+        for where in (False, True)
+    )
+    assert streamed - resident == (0 if recompute else 2 * logits * SMALL.n_embd)
+    more = plan_works.need(*given, resident=True).nbytes - plan_works.need(*given).nbytes
+    assert more == (0 if recompute else 2 * logits)
+
+
 def test_less_memory_means_more_passes_and_then_no_fit():
     ample = plan(job(sequences=8, recompute=False), CS2)
     assert (ample.passes, ample.sequences_per_pass, ample.fits) == (1, 8, True)

@@ -204,13 +204,16 @@ def test_flops_are_those_of_the_formula():
         ("Matmul", ((3,), (3,)), 2 * 3),
         ("Matmul", ((2, 1, 5, 3), (6, 3, 4)), 2 * 12 * 5 * 3 * 4),
         ("Attention", ((2, 3, 8, 4), (2, 3, 8, 4), (2, 3, 8, 4), None), 6 * 8 * 8 * 8),
+        ("LinearCrossEntropy", ((6, 3), (9, 3), None), 2 * 6 * 3 * 9),
         ("Add", ((5, 3), (5, 3)), 0),
     ],
 )
 def test_flops_of_an_op(op, shapes, forward):
     assert op_flops(op, "forward", shapes) == forward
-    times = {"Attention": 2.5}.get(op, 2)
+    times = {"Attention": 2.5, "LinearCrossEntropy": 3}.get(op, 2)
     assert op_flops(op, "backward", shapes) == times * forward
+    kept = 2 if op == "LinearCrossEntropy" else times
+    assert op_flops(op, "backward", shapes, keeps_logits=True) == kept * forward
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ For one row of logits z with target y, class weights w and label smoothing s ove
 Forward keeps one number per row, lse. Classes may come in several chunks: forward carries a largest
 logit, a sum of exponentials relative to it, and sum_c a_c z_c from chunk to chunk; backward needs
 nothing but lse. `linear_cross_entropy` makes the logits themselves, x @ weight.T + bias, a chunk of
-the vocabulary at a time, and makes them again in backward, so neither all of them nor the whole
-weight need be there at once.
+the vocabulary at a time. Backward makes them again, so that neither all of them nor the whole
+weight need be there at once, or takes those that forward was asked to keep: the same numbers, for
+more memory and a product less.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from .matmul import matmul
 from .normalize import column_sums
 from .vector_math import LANES, exp, maximum
 
+KEPT_LOGITS = 1 << 28  # bytes that may be kept for backward: 1024 tokens of GPT-2 are 206 MB
 LOGIT_BLOCK_BYTES = 32 * 1024 * 1024  # of logits at a time: rows enough for a product near its peak
 
 
@@ -231,11 +233,16 @@ def logit_units(n: int, weight: Rows, dtype: np.dtype) -> tuple[list[tuple[int, 
 
 
 def linear_cross_entropy(
-    x: np.ndarray, weight: Rows, bias: np.ndarray | None, target: Target
+    x: np.ndarray,
+    weight: Rows,
+    bias: np.ndarray | None,
+    target: Target,
+    kept: list[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """x (N, K), weight (C, K), bias (C,) -> losses (N,), log-sum-exp (N,).
 
-    Asks for each chunk of the weight's rows once, in order, and drops it before the next.
+    Asks for each chunk of the weight's rows once, in order, and drops it before the next. The
+    logits, in blocks, are added to `kept`, if given, for backward.
     """
     running = Running.start(len(x), computed_in(x.dtype))
     chunks, blocks = logit_units(len(x), weight, running.lse.dtype)
@@ -244,7 +251,9 @@ def linear_cross_entropy(
         for block in blocks:
             z = matmul(x[block], chunk.T, bias=None if bias is None else bias[start:stop])
             running.rows(block).add(z, target.rows(block), start, len(weight))
-            del z  # its memory serves the next block
+            if kept is not None:
+                kept.append(z)
+            del z  # its memory serves the next block, if it is not kept
         del chunk
     return running.losses.astype(x.dtype, copy=False), running.lse
 
@@ -258,11 +267,13 @@ def linear_cross_entropy_backward(
     target: Target,
     needs: tuple[bool, bool, bool],
     add_weight_rows: Callable[[int, np.ndarray], None] | None,
+    kept: list[np.ndarray] | None = None,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Gradients of x and bias, as `needs` (x, weight, bias) asks, from row gradients (N,).
 
     That of the weight goes to `add_weight_rows(start, block)`, rows start .. start + len(block) - 1
     at a time, in ascending order; it may keep the block. Asks for the weight as forward does.
+    Uses up the logits that forward `kept`.
     """
     dx = empty(x.shape, x.dtype) if needs[0] else None
     dbias = zeros(bias.shape, bias.dtype) if needs[2] else None
@@ -271,7 +282,10 @@ def linear_cross_entropy_backward(
         chunk = weight.rows(start, stop)
         dweight = empty(chunk.shape, weight.dtype) if needs[1] else None
         for block in blocks:
-            z = matmul(x[block], chunk.T, bias=None if bias is None else bias[start:stop])
+            if kept:
+                z = kept.pop(0)
+            else:
+                z = matmul(x[block], chunk.T, bias=None if bias is None else bias[start:stop])
             dz = cross_entropy_backward(
                 grad[block], z, lse[block], target.rows(block), z, start, len(weight)
             )

@@ -12,9 +12,10 @@ from ..kernels.attention import QUERIES
 BACKWARD = {"Matmul": 2, "Linear": 2, "Attention": 2.5, "LinearCrossEntropy": 3}
 
 
-def op_flops(op: str, phase: str, shapes: tuple) -> int:
+def op_flops(op: str, phase: str, shapes: tuple, keeps_logits: bool = False) -> int:
     """`shapes`: those of the op's inputs, None for what is not an array; `phase`: forward or
-    backward. The loss makes its logits again in backward, attention its scores."""
+    backward. The loss makes its logits again in backward unless it kept them, attention its
+    scores."""
     if op in ("Linear", "LinearCrossEntropy"):
         forward = 2 * math.prod(shapes[0][:-1]) * math.prod(shapes[1])
     elif op == "Matmul":
@@ -27,7 +28,9 @@ def op_flops(op: str, phase: str, shapes: tuple) -> int:
         forward = math.prod(batch) * t * s * (d + e)  # causal: half of 2 t s (d + e)
     else:
         return 0
-    return int(forward * (1 if phase == "forward" else BACKWARD[op]))
+    if phase == "forward":
+        return forward
+    return int(forward * (BACKWARD[op] - (keeps_logits and op == "LinearCrossEntropy")))
 
 
 def rows_of_weight(op: str, shapes: tuple) -> int:

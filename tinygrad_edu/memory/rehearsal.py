@@ -80,13 +80,15 @@ class Rehearsal(Chip):
 
     works: what happened in program order, for the virtual clock (see `clock.play`). An op that uses
     a large weight some rows at a time is as many items.
+    keeps_logits: FLOPs are to be those of a step without a chip, where the loss keeps its logits.
     """
 
     storage_type = Unwritten
 
-    def __init__(self, memory: int | str = NO_LIMIT) -> None:
+    def __init__(self, memory: int | str = NO_LIMIT, keeps_logits: bool = False) -> None:
         super().__init__(memory, Nothing())
         self.budget.new_mapping = reserved_block
+        self.keeps_logits = keeps_logits
         self.works: list[Work] = []
         self.loans: list[tuple[Unwritten, int]] = []  # of the present op: whose, bytes fetched
         self._drained_before = self._drains = self._mapped_before = 0
@@ -124,7 +126,8 @@ class Rehearsal(Chip):
         mapped = self.budget.mapped
         fresh, self._mapped_before = mapped - self._mapped_before, mapped
         drains, self._drains = self._drains, 0
-        flops, touched = op_flops(op, phase, shapes), op_bytes(op, phase, shapes)
+        flops = op_flops(op, phase, shapes, self.keeps_logits)
+        touched = op_bytes(op, phase, shapes)
         if op == "Attention":
             flops = round(flops * whole_blocks(shapes))
         weight = max((storage for storage, _ in loans), key=lambda s: s.nbytes, default=None)

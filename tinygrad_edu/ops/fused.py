@@ -6,6 +6,7 @@ from ..kernels import attention as attention_kernels
 from ..kernels import cross_entropy as loss_kernels
 from ..kernels import empty, gather
 from ..kernels import normalize as norm_kernels
+from ..kernels.allocator import is_counted
 from ..kernels.blocks import rows_of
 
 
@@ -77,14 +78,19 @@ class CrossEntropy:
 class LinearCrossEntropy:
     """x (N, K), weight (C, K), bias (C,) -> loss, with the logits made in blocks.
 
-    The weight is used some rows at a time, and its gradient is handed over as it is finished.
+    The weight is used some rows at a time, and its gradient is handed over as it is finished. The
+    logits are kept for backward if they are not too many and nobody counts memory; else, and with
+    `recompute`, backward makes them again. That changes no bit.
     """
 
     by_rows = 1
 
     @staticmethod
-    def forward(ctx, x, weight, bias, target, reduction):
-        losses, lse = loss_kernels.linear_cross_entropy(x, weight, bias, target)
+    def forward(ctx, x, weight, bias, target, reduction, recompute):
+        keeps = any(ctx.needs_input_grad) and not (recompute or is_counted())
+        keeps = keeps and len(x) * len(weight) * x.itemsize <= loss_kernels.KEPT_LOGITS
+        ctx.logits = [] if keeps else None
+        losses, lse = loss_kernels.linear_cross_entropy(x, weight, bias, target, ctx.logits)
         loss, ctx.divisor = reduce_losses(losses, target, reduction)
         ctx.target = target
         ctx.save_for_backward(x, weight, bias, lse)
@@ -97,7 +103,7 @@ class LinearCrossEntropy:
         dweight = ctx.row_gradient(1)
         add_rows = None if dweight is None else dweight.add_rows
         dx, dbias = loss_kernels.linear_cross_entropy_backward(
-            rows, x, weight, bias, lse, ctx.target, ctx.needs_input_grad[:3], add_rows
+            rows, x, weight, bias, lse, ctx.target, ctx.needs_input_grad[:3], add_rows, ctx.logits
         )
         return dx, dweight and dweight.rest(), dbias
 
