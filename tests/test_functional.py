@@ -216,6 +216,31 @@ ATTENTION = [
 ]
 
 
+@pytest.mark.parametrize(("d", "e"), [(0, 2), (3, 0), (0, 0)])
+def test_attention_with_heads_of_no_size(d, e):
+    """Without queries and keys to compare, all values count alike."""
+    q, k, v = (Tensor(normal(1, 2, 3, n), requires_grad=True) for n in (d, d, e))
+    out = F.scaled_dot_product_attention(q, k, v)
+    out.sum().backward()
+    assert out.shape == (1, 2, 3, e)
+    if d == 0:
+        np.testing.assert_allclose(out.data, v.data.mean(2, keepdims=True).repeat(3, axis=2))
+    for x, grad in ((q, 0.0), (k, 0.0), (v, 1.0)):
+        np.testing.assert_allclose(x.grad, np.full(x.shape, grad))
+
+
+def test_attention_of_inputs_that_share_memory_with_themselves():
+    """Axes of stride 0 say nothing of the others: rows of x.T are not contiguous."""
+    x = normal(3, 4)
+    odd = Tensor(x).T[None, None]
+    dense = Tensor(x.T.copy()[None, None])
+    for causal in (False, True):
+        results = [
+            F.scaled_dot_product_attention(y, y, y, is_causal=causal).data for y in (odd, dense)
+        ]
+        np.testing.assert_allclose(*results)
+
+
 @pytest.mark.parametrize(("q", "k", "options"), ATTENTION)
 def test_attention(q, k, options):
     agree(

@@ -428,6 +428,45 @@ def test_gradient(name):
     check()
 
 
+def broadcast(y):  # the cotangent of a sum: one number, with strides of 0
+    return y.sum(), (y * np.ones(y.shape)).sum()
+
+
+def repeated(y):  # each row one number
+    factors = np.arange(1.0, 1 + math.prod(y.shape[:-1])).reshape(y.shape[:-1])
+    return (y.sum(-1) * factors).sum(), (y * np.repeat(factors[..., None], y.shape[-1], -1)).sum()
+
+
+def transposed(y):
+    factors = np.arange(1.0, 1 + y.size).reshape(y.T.shape)
+    return (y.T * factors).sum(), (y * factors.T.copy()).sum()
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("tail", [broadcast, repeated, transposed])
+def test_gradient_of_a_cotangent_that_lies_oddly_in_memory(name, tail):
+    """The same numbers, as a view with strides that a kernel may not expect, and dense."""
+
+    @settings(PROFILE, max_examples=30 if name in MANY_CASES else 10)
+    @given(st.data())
+    def check(data):
+        f, inputs = run(name, data)
+        found = []
+        for which in (0, 1):
+            xs = [tg.Tensor(x, requires_grad=True) for x in inputs]
+            outs = f(*xs)
+            outs = [y for y in (outs if isinstance(outs, (tuple, list)) else [outs]) if y.ndim]
+            if outs:
+                sum((tail(y)[which] for y in outs), tg.Tensor(0.0)).backward()
+            found.append([x.grad for x in xs])
+        for odd, dense in zip(*found, strict=True):
+            assert (odd is None) == (dense is None)
+            if odd is not None:
+                np.testing.assert_allclose(odd, dense, rtol=1e-9, atol=1e-9)
+
+    check()
+
+
 def test_padding_row_of_an_embedding_gets_no_gradient():
     """Against the derivative, as in PyTorch: so gradcheck cannot be asked."""
     for padding_idx in (1, -2):

@@ -26,7 +26,7 @@ import numpy as np
 from numba import njit
 
 from . import launch
-from .allocator import empty
+from .allocator import empty, zeros
 from .elementwise import threshold_and_scale
 from .gemm.microkernel import CPU, itemsize, step
 from .gemm.packing import B, pack_a, pack_b, width
@@ -275,6 +275,9 @@ def attention(
     """q (B, H, T, D), k (B, H, S, D), v (B, H, S, E) -> out (B, H, T, E), lse (B, H, T)."""
     b, h, t, d = q.shape
     s, e = v.shape[2:]
+    if d == 0 or e == 0:  # the micro-kernel needs something to sum
+        out, lse = attention(*with_columns(q, k, v), options)
+        return out[..., :e], lse
     dtype = launch.computed_in(q.dtype)
     (out,), lse = heads_last([(b, h, t, e)], dtype), empty((b, h, t), dtype)
     wide = tile_width(dtype)
@@ -294,6 +297,9 @@ def attention_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of q, k and v."""
     dtype, d, (s, e) = lse.dtype, q.shape[3], v.shape[2:]
+    if d == 0 or e == 0:
+        dq, dk, dv = attention_backward(*with_columns(grad, q, k, v, out), lse, options)
+        return dq[..., :d], dk[..., :d], dv[..., :e]
     grads = heads_last([x.shape for x in (q, k, v)], dtype)
     wide = tile_width(dtype)
     room = (
@@ -310,8 +316,8 @@ def run(task, heads, vectors, more, room: int, options: Options) -> None:
     mask = full_mask(options.mask, (b, h, t, s), dtype)
     room = -(-room // 16) * 16
     space = empty(room * min(launch.threads(), max(1, b * h)), dtype, "workspace")
-    strided = [row_contiguous(x, dtype) for x in (*heads, mask, *more)]
-    arrays = [*strided[:5], lse, space, *strided[5:]]
+    heads, more = ([row_contiguous(x, dtype) for x in arrays] for arrays in (heads, more))
+    arrays = [*heads, mask, lse, space, *more]
     strides = []
     for x in arrays:
         strides += [0] * STRIDES if x is None or x.ndim < 4 else x.strides
@@ -331,11 +337,14 @@ def full_mask(mask, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | Non
     return np.broadcast_to(np.asarray(mask, dtype), shape)
 
 
-def row_contiguous(x: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
-    """x with rows that are contiguous in memory, as a mask need not be; a copy if need be."""
-    if x is None or (x.dtype == dtype and (x.strides[3] == x.itemsize or 0 in x.strides)):
-        return x
-    return operand(x, dtype)
+def row_contiguous(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """x with rows that are contiguous in memory; a copy if need be."""
+    return x if x.dtype == dtype and x.strides[3] == x.itemsize else operand(x, dtype)
+
+
+def with_columns(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Rows (B, H, T, 0) as rows of a single 0, which changes no product."""
+    return [x if x.shape[3] else zeros((*x.shape[:3], 1), x.dtype) for x in arrays]
 
 
 def tile_width(dtype: np.dtype) -> int:
