@@ -187,6 +187,21 @@ def test_linear_cross_entropy(lead, kind):
         )  # fmt: skip
 
 
+def test_a_batch_in_which_nothing_counts_moves_no_weight():
+    """The mean over no rows is NaN, as in PyTorch; the gradient is zero."""
+    x, w = Tensor(normal(2, 4), requires_grad=True), Tensor(normal(3, 4), requires_grad=True)
+    for loss in (
+        lambda ids: F.cross_entropy(F.linear(x, w), ids),
+        lambda ids: F.linear_cross_entropy(x, w, ids),
+    ):
+        x.grad = w.grad = None
+        with np.errstate(invalid="ignore"):
+            value = loss(np.array([-100, -100]))
+        value.backward()
+        assert np.isnan(value.item())
+        assert not x.grad.any() and not w.grad.any()
+
+
 @pytest.mark.parametrize("where", ["plain", "recompute", "too many", "chip"])
 def test_linear_cross_entropy_keeps_its_logits_where_memory_allows(where, monkeypatch):
     """Then backward has two products to make, and not three."""

@@ -245,3 +245,15 @@ def test_what_is_no_parameter_is_refused():
     assert weight.data.tolist() == [0]
     optimizer.zero_grad()
     assert weight.grad is None
+
+
+def test_an_optimizer_notices_that_another_one_took_over():
+    p = tg.nn.Parameter(np.ones(3))
+    p.grad = np.ones(3)
+    old, other = tg.optim.AdamW([p]), tg.nn.Parameter(np.ones(2))
+    old.step()
+    new = tg.optim.SGD([p, other])
+    for call in (old.step, old.state_dict):
+        with pytest.raises(RuntimeError, match="another optimizer was made for a parameter"):
+            call()
+    new.step()

@@ -275,22 +275,23 @@ def test_what_is_saved_need_not_be_an_array():
 
 
 def test_a_view_saved_beside_its_base_opens_with_it():
-    kept = []
+    x = leaf(1.0, 2.0, 3.0)
+    kept = x.data[::2]
 
     class Pair(tg.Function):
         @staticmethod
         def forward(ctx, x):
-            kept.append(x[::2])
-            ctx.save_for_backward(kept[0], x)
+            ctx.save_for_backward(kept, x)
             return x * 2
 
         @staticmethod
         def backward(ctx, grad):
             return grad * 2
 
-    x = leaf(1.0, 2.0, 3.0)
-    Pair.apply(x).sum().backward()
-    kept[0][0] = 7
+    y = Pair.apply(x)
+    assert not kept.flags.writeable
+    y.sum().backward()
+    kept[0] = 7
     x.data[1] = 8
     assert x.tolist() == [7, 8, 3]
 
@@ -584,3 +585,22 @@ def test_detect_nan_names_the_module():
         with pytest.raises(tg.NonFiniteError) as caught:
             y.backward()
         assert caught.value.module is root
+
+
+def test_a_function_cannot_overwrite_its_inputs():
+    """The numbers may be saved elsewhere, and the gradient there would be another's."""
+
+    class Doubled(tg.Function):
+        @staticmethod
+        def forward(ctx, x):
+            x *= 2
+            return x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 2
+
+    x = Tensor([1.0, 2.0], requires_grad=True) + 0.0
+    with pytest.raises(ValueError, match="read-only"):
+        Doubled.apply(x)
+    assert x.tolist() == [1.0, 2.0]

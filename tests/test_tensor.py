@@ -327,3 +327,27 @@ def test_repr_tells_values_dtype_and_gradient():
     assert repr(Tensor([1.0, 2.5])) == "Tensor([1.  2.5])"
     assert "dtype=float64" in repr(Tensor(np.ones(2)))
     assert "requires_grad=True" in repr(leaf(2))
+
+
+def test_ints_that_do_not_fit_are_refused_and_compared_by_value():
+    small = Tensor(np.array([1, 44, 255], np.uint8))
+    assert (small == 300).tolist() == [False] * 3
+    assert (small > -1).tolist() == (small < 256).tolist() == [True] * 3
+    assert (small == 44).tolist() == [False, True, False]
+    assert (small + 5).dtype == np.uint8
+    for wrong in (
+        lambda: small + 300,
+        lambda: tg.maximum(small, -5),
+        lambda: Tensor([3, 300], dtype=np.uint8),
+        lambda: Tensor(2**63),
+    ):
+        with pytest.raises(OverflowError, match="does not fit into"):
+            wrong()
+
+
+def test_a_gradient_has_the_dtype_that_data_has_by_then():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    y = x * 2
+    x.data = x.data.astype(np.float64)
+    y.sum().backward()
+    assert x.grad.dtype == np.float64 and x.grad.tolist() == [2.0, 2.0]

@@ -28,7 +28,7 @@ class Function:
     or need none (`ctx.needs_input_grad`). `tg.gradcheck(Cube.apply, x)` tells whether it is right.
     """
 
-    guard_gradients = True  # gradients handed to backward are read-only: others may hold them
+    is_guarded = True  # inputs and gradients are handed over read-only: others may hold them
 
     @staticmethod
     def forward(ctx: tape.Context, *arrays: np.ndarray, **parameters: Any) -> np.ndarray:

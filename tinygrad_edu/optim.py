@@ -47,7 +47,19 @@ class Optimizer:
                 )
         for parameter in self.params:
             parameter.storage.make_state(self.state_names)
+        self._mark = object()  # on every parameter whose state is ours
+        for parameter in self.params:
+            parameter.storage.state_of = self._mark
         self.steps = 0
+
+    def _check_state(self) -> None:
+        for parameter in self.params:
+            if parameter.storage.state_of is not self._mark:
+                raise RuntimeError(
+                    f"{type(self).__name__}: another optimizer was made for a parameter of shape "
+                    f"{parameter.shape} and keeps its own state there: use that one from now on, "
+                    "or give each optimizer parameters of its own"
+                )
 
     def zero_grad(self) -> None:
         for parameter in self.params:
@@ -55,6 +67,7 @@ class Optimizer:
 
     def step(self) -> None:
         """Updates every parameter that has a gradient."""
+        self._check_state()
         self.steps += 1
         for parameter in self.params:
             if parameter.storage.has_grad:
@@ -65,6 +78,7 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """{"steps", "lr", and per state name a list of array copies in parameter order}"""
+        self._check_state()
         arrays = {
             name: [p.storage.state_array(name) for p in self.params] for name in self.state_names
         }
@@ -87,7 +101,10 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """w -= lr * u, u = momentum * u + grad + weight_decay * w (PyTorch's order)."""
+    """w -= lr * u, u = momentum * u + grad + weight_decay * w (PyTorch's order).
+
+    Only matrices decay: biases and norms do not.
+    """
 
     def __init__(
         self,

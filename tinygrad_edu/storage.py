@@ -32,6 +32,7 @@ class Storage:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.shape, self.dtype, self.size = tuple(shape), np.dtype(dtype), math.prod(shape)
         self.name: str | None = None  # the path under which a module first listed the parameter
+        self.state_of: object = None  # the mark of the optimizer whose state is here
         self._filled: int | None = None  # elements of the gradient so far; None: no gradient
 
     # What ops borrow. The loan ends when the last reference to the array dies.

@@ -226,7 +226,7 @@ class Context:
             zeros(*like) if grad is None else grad
             for grad, like in zip(grads, self._out_like, strict=True)
         ]
-        if getattr(self._op, "guard_gradients", False):
+        if getattr(self._op, "is_guarded", False):
             grads = [read_only_view(grad) for grad in grads]
         results = self._op.backward(self, *grads)
         results = list(results) if isinstance(results, (tuple, list)) else [results]

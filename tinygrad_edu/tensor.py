@@ -15,6 +15,7 @@ import numpy as np
 from . import ops, tape
 from .kernels import copy
 from .kernels.blocks import Rows
+from .locks import read_only_view
 from .ops.reduce import as_axes
 
 Axis = int | tuple[int, ...] | None
@@ -25,12 +26,13 @@ def apply(op: type, *inputs: Any, **parameters: Any) -> Any:
 
     Inputs that are not Tensors reach the op as they are, and get no gradient.
     """
-    by_rows = getattr(op, "by_rows", None)
+    by_rows, guarded = getattr(op, "by_rows", None), getattr(op, "is_guarded", False)
     tensors, arrays = [], []
     for i, x in enumerate(inputs):
         if isinstance(x, Tensor):
             tensors.append(x)
-            arrays.append(x._rows() if i == by_rows else x._read())
+            array = x._rows() if i == by_rows else x._read()
+            arrays.append(read_only_view(array) if guarded else array)
         else:
             tensors.append(None)
             arrays.append(x)
@@ -109,6 +111,14 @@ def as_numbers(data: Any, dtype: Any) -> np.ndarray:
         )
     if dtype is None and not is_numpy:
         dtype = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}[array.dtype.kind]
+    if not is_numpy and array.dtype.kind in "iu" and np.dtype(dtype).kind in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        for x in (int(array.min()), int(array.max())):
+            if not limits.min <= x <= limits.max:
+                raise OverflowError(
+                    f"{x} does not fit into {limits.dtype}, which holds {limits.min} to "
+                    f"{limits.max}: ask for another dtype"
+                )
     if dtype is not None and np.dtype(dtype).kind not in "fiub":
         raise TypeError(f"Tensor holds floats, ints or booleans, dtype={dtype} is none of them")
     dtype = np.dtype(array.dtype if dtype is None else dtype).newbyteorder("=")
@@ -157,7 +167,7 @@ class Tensor:
     def _accumulate(self, grad: np.ndarray) -> None:
         """Adds one finished contribution to `.grad`, into memory that is this tensor's own."""
         if self._grad is None:
-            self._grad = copy(grad)
+            self._grad = copy(grad).astype(self.dtype, copy=False)  # .data may have another by now
         else:
             self._grad += grad
 
@@ -592,6 +602,8 @@ def binary(op: type, a: Any, b: Any, floating: bool = False) -> Tensor:
 
 def compare(function: np.ufunc, a: Tensor, b: Any) -> Tensor:
     """A boolean Tensor, without gradient."""
+    if isinstance(b, int) and a.dtype.kind in "iu":
+        b = Tensor(b)  # int64: it may lie beyond what the other's dtype holds
     try:
         a, b = operands(a, b)
     except TypeError:

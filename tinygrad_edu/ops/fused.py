@@ -53,7 +53,8 @@ def reduce_losses(losses, target, reduction):
     count = (
         target.row_weights(losses.dtype).sum() if target.is_ids else losses.dtype.type(len(losses))
     )
-    return np.asarray(total / count, losses.dtype), count
+    # If no row counts, the mean is 0 / 0, as in PyTorch, and the gradient is zero.
+    return np.asarray(total / count, losses.dtype), count or losses.dtype.type(1)
 
 
 class CrossEntropy:
