@@ -305,7 +305,7 @@ def as_shape(shape: Any) -> tuple[int, ...]:
 class LayerNorm(Module):
     """Layer norm over the last axes, of `normalized_shape`, with a learned scale and shift."""
 
-    def __init__(self, normalized_shape: Any, eps: float = 1e-5, bias: bool = True) -> None:
+    def __init__(self, normalized_shape: Any, eps: float = 1e-5, *, bias: bool = True) -> None:
         shape = as_shape(normalized_shape)
         self.normalized_shape, self.eps = shape, eps
         self.weight = Parameter(np.ones(shape, np.float32))

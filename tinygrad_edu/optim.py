@@ -111,6 +111,7 @@ class SGD(Optimizer):
         params: Iterable[Parameter],
         lr: float = 1e-3,
         momentum: float = 0.0,
+        *,  # PyTorch has others here
         weight_decay: float = 0.0,
     ) -> None:
         self.momentum = fraction("momentum", momentum)
