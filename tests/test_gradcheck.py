@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tinygrad_edu as tg
+from tinygrad_edu.differences import NOWHERE, Slope, settle
 
 RNG = np.random.default_rng(3)
 
@@ -216,3 +217,112 @@ def test_tolerance_is_relative():
     slightly_wrong = own(lambda x: 1e-9 * x, lambda x, g: 1.0001e-9 * g)
     assert "ratio 1.0001" in red(slightly_wrong, np.ones(2))
     assert tg.gradcheck(slightly_wrong, np.ones(2), tolerance=1e-3)
+
+
+NORMAL = np.random.default_rng(0).standard_normal
+RIGHT = {
+    "relu of a large product": (
+        lambda x, w: (x @ w).relu(),
+        NORMAL((200, 64)),
+        NORMAL((64, 128)),
+    ),
+    "relu of a product": (lambda x, w: (x @ w).relu(), NORMAL((50, 20)), NORMAL((20, 30))),
+    "max of many": (lambda x: x.max(1), NORMAL((300, 100))),
+    "relu close to its kink": (lambda x: x.relu(), np.array([1e-6, -1e-7, 1.0])),
+    "softmax far from 0": (lambda x: x.softmax(), 1000 + NORMAL(5)),
+    "log_softmax far from 0": (lambda x: x.log_softmax(), 1000 + NORMAL(5)),
+    "layer_norm far from 0": (lambda x: tg.functional.layer_norm(x, 5), 1000 + NORMAL((2, 5))),
+    "reciprocal of mixed scales": (lambda x: 1 / x, np.array([1e-6, 1e6])),
+    "log close to 0": (lambda x: x.log(), np.array([1e-6, 1.0])),
+}
+
+
+def times(f, factor):
+    """`f`, with a gradient that is `factor` times the right one for each input."""
+    scaled = own(lambda x: x, lambda x, g: g * factor)
+    return lambda *inputs: f(*map(scaled, inputs))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in log")
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_steps_too_long_for_f_are_not_called_wrong_gradients(name, seed):
+    f, *inputs = RIGHT[name]
+    assert tg.gradcheck(f, *inputs, rng=None if seed is None else np.random.default_rng(seed))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in log")
+@pytest.mark.parametrize(
+    "name", [name for name in RIGHT if "large" not in name and "many" not in name]
+)
+@pytest.mark.parametrize("factor", [0, -1, 1.001, 2])
+def test_shorter_steps_let_no_wrong_gradient_through(name, factor):
+    f, *inputs = RIGHT[name]
+    red(times(f, factor), *(x[:8] for x in inputs[:1]), *inputs[1:])
+
+
+def test_a_wrong_gradient_is_named_far_from_zero():
+    message = red(times(lambda x: x.softmax(), 2), 1000 + NORMAL(5))
+    assert "likely cause: constant factor: the gradient is 2 times" in message
+
+
+@pytest.mark.parametrize("factor", [1.001, 1.00001, 1.0000033, 0.999, -1, 0])
+@pytest.mark.parametrize("f", [np.sin, np.exp, np.tanh, np.square, np.reciprocal])
+def test_small_errors_on_smooth_functions_are_found(f, factor):
+    x = np.random.default_rng(1).uniform(0.5, 2, (4, 5))
+    derivative = {
+        np.sin: np.cos,
+        np.exp: np.exp,
+        np.tanh: lambda x: 1 - np.tanh(x) ** 2,
+        np.square: lambda x: 2 * x,
+        np.reciprocal: lambda x: -1 / x**2,
+    }[f]
+    assert tg.gradcheck(own(f, lambda x, g: g * derivative(x)), x)
+    assert "is wrong" in red(own(f, lambda x, g: g * derivative(x) * factor), x)
+
+
+def test_a_wrong_element_next_to_zero_is_found():
+    """A step to its own scale would not show it."""
+    x = np.array([1e-12, 1e-5, 1.0])
+    for k in (0, 1):
+        wrong = own(np.sin, lambda x, g, k=k: g * np.cos(x) + 0.01 * (np.arange(3) == k))
+        assert f"worst at ({k},)" in red(wrong, x)
+
+
+def test_zeros_on_a_staircase_finer_than_the_step_are_wrong():
+    """Rounding to float32 inside f: at the shortest steps nothing moves."""
+    stairs = own(lambda x: x.astype(np.float32).astype(float), lambda x, g: 0 * g)
+    for x in np.random.default_rng(1).uniform(0.5, 2, 20):
+        assert "zero gradient" in red(stairs, x)
+
+
+def test_a_short_step_confirms_only_what_stands_above_its_noise():
+    kink = Slope(1.2, 1e-11, False, 1.5, 0.3)
+    noisy = Slope(1.0, 5e-4, True, 1.0, 1e-4)
+    clear = Slope(1.0, 1e-6, True, 1.0, 1e-7)
+    close = Slope(1 + 1e-5, 1e-11, True, 1.0, 1e-7)  # a first step that misses by little
+    stairs = Slope(2.0, 1e-11, True, 2.0, 1e-3)
+    assert settle([kink, clear], 1 + 5e-7, 1e-6) is clear
+    assert settle([kink, noisy], 1 + 4e-4, 1e-6) is kink
+    assert settle([close, Slope(1.0, 1e-5, True, 1.0, 1e-7)], 1.0, 1e-6) is close
+    assert settle([stairs, clear], 1.0, 1e-6) is stairs
+    assert settle([NOWHERE, clear], 1.0, 1e-6) is clear
+    assert settle([NOWHERE, noisy], 1.0, 1e-6) is NOWHERE
+    assert settle([kink, noisy, clear], np.nan, 1e-6) is clear
+
+
+@pytest.mark.parametrize("directions", [0, -1, 0.5, None])
+def test_directions_that_check_nothing(directions):
+    with pytest.raises(ValueError, match=f"directions must be 1 or more, not {directions}"):
+        tg.gradcheck(lambda x: x, 1.0, directions=directions)
+
+
+@pytest.mark.parametrize("rng", [3, np.random, np.random.RandomState(3)])
+def test_what_is_not_a_generator(rng):
+    with pytest.raises(TypeError, match=r"rng must be a numpy.random.Generator, not .*"):
+        tg.gradcheck(lambda x: x, 1.0, rng=rng)
+
+
+def test_a_factor_next_to_1_is_printed_in_full():
+    message = red(own(np.sin, lambda x, g: g * np.cos(x) * 1.0000033), np.array([0.5, 1.0]))
+    assert "ratio 1.000003\n" in message and "the gradient is 1.000003 times" in message

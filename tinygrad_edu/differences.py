@@ -4,11 +4,12 @@
 
 for a direction v and a cotangent c (one number per output element), up to truncation (h^2) and
 roundoff (eps |f| / h). Two step sizes, h and h/2, cancel the h^2 term (Richardson) and show
-whether the quotients settle at all: beside a kink they do not.
+whether the quotients settle at all: beside a kink they do not. Where they disagree with backward,
+shorter steps tell a wrong gradient, wrong at every step, from a step that was too long for `f`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from . import tape
 from .tensor import Tensor, apply, constant
 
 STEP = 5e-4  # times the input's own scale: h^4 truncation and eps / h roundoff are both near 1e-12
+SHORTER = (1.0, 1e-2, 1e-4)  # times STEP: tried in turn until backward is confirmed
 EPS = np.finfo(np.float64).eps
 
 
@@ -32,10 +34,53 @@ class Slope:
     value: float
     noise: float  # what roundoff alone may have added
     smooth: bool  # the quotients settle as the step shrinks, from both sides alike
+    size: float  # the largest of the quotients, one-sided ones too
+    drift: float  # how far the quotient went from one step to half of it
+
+    def allowed(self, analytic: float, tolerance: float) -> float:
+        return self.noise + tolerance * max(abs(analytic), abs(self.value))
 
     def agrees(self, analytic: float, tolerance: float) -> bool:
-        allowed = self.noise + tolerance * max(abs(analytic), abs(self.value))
-        return abs(analytic - self.value) <= allowed  # False for NaN
+        return abs(analytic - self.value) <= self.allowed(analytic, tolerance)  # False for NaN
+
+    def per(self, unit: float) -> "Slope":
+        value, noise, size, drift = self.value, self.noise, self.size, self.drift
+        return Slope(value / unit, noise / unit, self.smooth, size / unit, drift / unit)
+
+
+NOWHERE = Slope(math.nan, math.inf, False, 0.0, math.inf)  # f is not finite on the way
+
+
+def settle(trials: Iterable[Slope], analytic: float, tolerance: float) -> Slope:
+    """The first of the `trials`, longest step first, that confirms `analytic`; else the best one.
+
+    A shorter step has more noise. It confirms only if the miss of the first one would stand far
+    above that, and not if the first one settled on a clearly different number: below its rounding
+    any f is a staircase, and a gradient of zeros right.
+    """
+    trials = iter(trials)
+    first = next(trials)
+    if first.agrees(analytic, tolerance):
+        return first
+    miss = abs(analytic - first.value)
+    precise = first.smooth and first.drift <= 1e-5 * first.size
+    ruled_out = first.smooth and miss > 1e-2 * first.size + first.noise
+    if precise and ruled_out:
+        return first
+    tried = [first]
+    for slope in trials:
+        tried.append(slope)
+        clear = slope.noise <= 1e-4 * max(slope.size, first.size) and not slope.noise > 0.1 * miss
+        if clear and not ruled_out and slope.agrees(analytic, tolerance):
+            return slope
+    trusted = [
+        s
+        for s in tried
+        if s.smooth and s.noise <= 1e-3 * s.size and not s.agrees(analytic, tolerance)
+    ]
+    if precise or not trusted:
+        return first
+    return min(trusted, key=lambda s: s.noise + s.drift)
 
 
 class Pairing:
@@ -132,41 +177,77 @@ class Probe:
             return True
         return False
 
-    def slope(self, values: dict, i: int, direction: np.ndarray, cotangents: list) -> Slope:
+    def slope(
+        self, values: dict, i: int, direction: np.ndarray, cotangents: list, step: float = STEP
+    ) -> Slope:
         """The derivative of <cotangents, f> by input `i` along `direction`."""
         y = {}
         for t in (-2, -1, 0, 1, 2):  # in units of half a step
             moved = values[i].copy(order="K")
-            moved[...] += t * STEP / 2 * direction
+            moved[...] += t * step / 2 * direction
             y[t] = self.outputs({**values, i: moved})
             if not all(np.isfinite(out).all() for out in y[t]):
-                raise GradcheckError(
-                    f"f is not finite when input {i} moves by {STEP:g} of its scale: they lie "
-                    "at the edge of where f is defined; choose others"
-                )
+                return NOWHERE
 
         def quotient(a: int, b: int) -> float:
             rise = [after - before for after, before in zip(y[b], y[a], strict=True)]
-            return pair(cotangents, rise) / ((b - a) * STEP / 2)
+            return pair(cotangents, rise) / ((b - a) * step / 2)
 
         central_full, central_half = quotient(-2, 2), quotient(-1, 1)
-        noise = 64 * EPS * math.hypot(*map(weight_of, cotangents, y[0])) / STEP
+        noise = 64 * EPS * math.hypot(*map(weight_of, cotangents, y[0])) / step
         # On a smooth f the quotients of the two sides differ by f'' h, which halves with the step.
         bend_full, bend_half = quotient(0, 2) - quotient(-2, 0), quotient(0, 1) - quotient(-1, 0)
         size = max(abs(quotient(0, 1)), abs(quotient(-1, 0)), abs(central_full))
-        unsettled = abs(central_full - central_half) > 1e-3 * size + noise
-        kink = (
-            abs(bend_half) > 1e-3 * size + noise and abs(bend_full - bend_half) < abs(bend_half) / 2
-        )
-        return Slope((4 * central_half - central_full) / 3, noise, not (unsettled or kink))
+        drift = abs(central_full - central_half)
+        unsettled = drift > 1e-3 * size + noise
+        kink = abs(bend_half) > max(1e-3 * size + noise, abs(bend_full) * 2 / 3)
+        value = (4 * central_half - central_full) / 3
+        return Slope(value, noise, not (unsettled or kink), size, drift)
 
-    def elements(self, values: dict, i: int, picks: Sequence, cotangents: list) -> list[Slope]:
-        """Partial derivatives by the elements of input `i` at the flat indices `picks`."""
+    def along(
+        self, i: int, direction: np.ndarray, cotangents: list, analytic: float, tolerance: float
+    ) -> Slope:
+        """`slope` at the step that suits `f`, to compare with `analytic`."""
+        trials = (
+            self.slope(self.values, i, direction, cotangents, STEP * shorter) for shorter in SHORTER
+        )
+        return self.defined(settle(trials, analytic, tolerance), i)
+
+    def defined(self, slope: Slope, i: int) -> Slope:
+        if slope is NOWHERE:
+            raise GradcheckError(
+                f"f is not finite when input {i} moves by {STEP:g} of its scale: they lie "
+                "at the edge of where f is defined; choose others"
+            )
+        return slope
+
+    def elements(
+        self,
+        values: dict,
+        i: int,
+        picks: Sequence,
+        cotangents: list,
+        given: Sequence[float] | None = None,
+        tolerance: float = 0.0,
+    ) -> list[Slope]:
+        """Partial derivatives by the elements of input `i` at the flat indices `picks`.
+
+        Where they miss the ones `given` by backward, shorter steps are tried, and at last one to
+        the element's own scale, should it be much smaller than the others.
+        """
+
+        def trials(at: tuple) -> Iterable[Slope]:
+            unit, own = self.scales[i][at], abs(values[i][at])
+            moves = [(unit, shorter) for shorter in SHORTER]
+            for scale, shorter in [*moves, (own, 1.0)] if 0 < own < unit else moves:
+                direction = np.zeros(values[i].shape)
+                direction[at] = scale
+                slope = self.slope(values, i, direction, cotangents, STEP * shorter)
+                yield slope if slope is NOWHERE else slope.per(scale)
+
         slopes = []
-        for pick in picks:
-            at = np.unravel_index(pick, values[i].shape)
-            direction = np.zeros(values[i].shape)
-            unit = direction[at] = self.scales[i][at]
-            slope = self.slope(values, i, direction, cotangents)
-            slopes.append(Slope(slope.value / unit, slope.noise / unit, slope.smooth))
+        for k, pick in enumerate(picks):
+            tried = trials(np.unravel_index(pick, values[i].shape))
+            slope = next(iter(tried)) if given is None else settle(tried, given[k], tolerance)
+            slopes.append(self.defined(slope, i))
         return slopes
