@@ -8,6 +8,7 @@ against bandwidth and batch, --trace writes the step's timeline for ui.perfetto.
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,24 @@ def job_of(given: Any, precision: str) -> Job:
     return Job(model, sequences, tokens, precision, recompute, clip, given.resident)
 
 
+def check_outputs(given: Any) -> None:
+    """What cannot be written or answered is said before anything is planned."""
+    if given.step_seconds is not None and given.tokens_per_second is not None:
+        raise UserError("--step-seconds and --tokens-per-second measure the same: give one of them")
+    for name, file in (("--trace", given.trace), ("--picture", given.picture)):
+        if file is None:
+            continue
+        path = Path(file)
+        if path.is_dir() or not path.parent.is_dir():
+            raise UserError(
+                f"{name} {file}: expected a file in a folder that exists: make it first"
+            )
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UserError(f"{name} {file} cannot be written: choose another place")
+    if given.picture is not None and Path(given.picture).suffix.lower() not in (".svg", ".png"):
+        raise UserError(f"--picture {given.picture}: expected a name that ends in .svg or .png")
+
+
 def hardware_of(name: str, given: Any) -> Hardware:
     changes = {
         field: value
@@ -96,6 +115,7 @@ def main(argv: list[str]) -> int:
         from . import plan_verify
 
         return plan_verify.main(as_json=given.json)
+    check_outputs(given)
     try:
         names = given.compare.split(",") if given.compare else [given.hardware]
         cli.load_preset(given.preset)  # a wrong name is said before this machine is timed

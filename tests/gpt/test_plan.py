@@ -138,12 +138,27 @@ def test_a_trace_and_a_picture(tmp_path, capsys):
         ("1.3b --hardware cs2 --step-seconds nan", "--step-seconds must be a number above 0"),
         ("1.3b --hardware laptop --precision bf16", "no peak for precision 'bf16'"),
         ("1.3b --hardware cs2 --chip-memory lots", "--chip-memory 'lots' is not a size"),
+        ("--trace /nonexistent/t.json", "--trace /nonexistent/t.json: expected a file in a folder"),
+        ("--picture /nonexistent/p.svg", "--picture /nonexistent/p.svg: expected a file in a"),
+        ("--picture p.xyz", "--picture p.xyz: expected a name that ends in .svg or .png"),
+        ("--trace /", "--trace /: expected a file"),
+        ("--step-seconds 1 --tokens-per-second 9", "measure the same: give one"),
     ],
 )
 def test_nonsense_is_one_line(argv, says):
     with pytest.raises(UserError) as error:
         command.main(argv.split())
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_mistake_is_one_line_on_stderr_and_status_2():
+    argv = "nanogpt-cpu --hardware laptop --trace /nonexistent/t.json"
+    run = subprocess.run(
+        [sys.executable, "-m", "gpt.plan", *argv.split()], capture_output=True, text=True
+    )
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith("gpt.plan: --trace /nonexistent/t.json")
+    assert run.stderr.count("\n") == 1
 
 
 def test_verifying_compares_plans_with_real_steps(monkeypatch):
