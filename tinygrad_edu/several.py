@@ -7,8 +7,7 @@ import numpy as np
 
 from . import ops
 from .ops.linear import parse_einsum
-from .ops.reduce import as_axes
-from .tensor import Tensor, apply, cast, operands
+from .tensor import Tensor, apply, cast, one_axis, operands
 
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
@@ -33,7 +32,7 @@ def minimum(a: Any, b: Any) -> Tensor:
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """Joins along an existing axis."""
     parts = at_least_one(tensors, "concatenate")
-    (axis,) = as_axes(axis, parts[0].ndim)
+    axis = one_axis(axis, parts[0].ndim, "concatenate")
     return apply(ops.Concatenate, *parts, axis=axis)
 
 
@@ -42,7 +41,7 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     parts = at_least_one(tensors, "stack")
     if len({part.shape for part in parts}) > 1:
         raise ValueError(f"stack needs equal shapes, got {[part.shape for part in parts]}")
-    (axis,) = as_axes(axis, parts[0].ndim + 1)
+    axis = one_axis(axis, parts[0].ndim + 1, "stack")
     return apply(ops.Stack, *parts, axis=axis)
 
 

@@ -471,11 +471,11 @@ class Tensor:
 
     def softmax(self, axis: int = -1) -> "Tensor":
         """exp(x) / sum(exp(x)) along `axis`."""
-        return unary(ops.Softmax, self, axis=one_axis(axis, self, "softmax"))
+        return unary(ops.Softmax, self, axis=one_axis(axis, self.ndim, "softmax"))
 
     def log_softmax(self, axis: int = -1) -> "Tensor":
         """x - log(sum(exp(x))) along `axis`."""
-        return unary(ops.LogSoftmax, self, axis=one_axis(axis, self, "log_softmax"))
+        return unary(ops.LogSoftmax, self, axis=one_axis(axis, self.ndim, "log_softmax"))
 
     # Functions that move axes.
 
@@ -517,12 +517,12 @@ class Tensor:
 
     def unsqueeze(self, axis: int) -> "Tensor":
         """Puts an axis of size 1 at `axis`."""
-        (at,) = as_axes(axis, self.ndim + 1)
+        at = one_axis(axis, self.ndim + 1, "unsqueeze")
         return self.reshape((*self.shape[:at], 1, *self.shape[at:]))
 
     def split(self, size: int | Sequence[int], axis: int = 0) -> "tuple[Tensor, ...]":
         """Parts of `size` along `axis` (the last may be shorter), or of the sizes listed."""
-        (axis,) = as_axes(axis, self.ndim)
+        axis = one_axis(axis, self.ndim, "split")
         length = self.shape[axis]
         if isinstance(size, numbers.Integral):
             if size < 1:
@@ -535,10 +535,10 @@ class Tensor:
         return apply(ops.Split, self, sizes=sizes, axis=axis)
 
 
-def one_axis(axis: int, x: Tensor, name: str) -> int:
+def one_axis(axis: int, ndim: int, name: str) -> int:
     if not isinstance(axis, numbers.Integral):
-        raise TypeError(f"{name} works along one axis, got axis={axis!r}")
-    return as_axes(axis, x.ndim)[0]
+        raise TypeError(f"{name} works along one axis, got axis={axis!r}: give one whole number")
+    return as_axes(axis, ndim)[0]
 
 
 def plain_index(index: Any) -> Any:
