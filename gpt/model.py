@@ -174,9 +174,10 @@ class GPT(nn.Module):
         """
         check_sampling(max_new_tokens, temperature, top_k, top_p)
         rng = np.random.default_rng() if rng is None else rng
-        tokens = np.array(idx.data if isinstance(idx, tg.Tensor) else idx, np.int64)
-        if tokens.ndim != 2 or tokens.shape[1] == 0:
-            raise ValueError(f"generate needs at least one token, as (B, T), got {tokens.shape}")
+        shape = np.shape(idx)
+        if len(shape) != 2 or shape[1] == 0:
+            raise ValueError(f"generate needs at least one token, as (B, T), got {shape}")
+        tokens = F.as_ids(idx, "generate", self.config.vocab_size)
         was_training, context = self.training, self.config.block_size
         self.eval()
         try:

@@ -62,6 +62,10 @@ def one_kind(tensors: list[Tensor]) -> list[Tensor]:
 
 def einsum(subscripts: str, *tensors: Any) -> Tensor:
     """Einstein summation, as np.einsum with subscripts in letters; "..." is understood."""
+    if not isinstance(subscripts, str):
+        raise TypeError(
+            f"einsum needs its subscripts first, as a string, got {type(subscripts).__name__}"
+        )
     inputs = one_kind([x if isinstance(x, Tensor) else Tensor(x) for x in tensors])
     terms, result = parse_einsum(subscripts, [x.shape for x in inputs])
     return apply(ops.Einsum, *inputs, terms=terms, result=result)

@@ -6,6 +6,7 @@ arrays, runs the op's forward, and leaves a `Context` on the tape if somebody wa
 
 import math
 import numbers
+import operator
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -482,7 +483,7 @@ class Tensor:
     def reshape(self, *shape: Any) -> "Tensor":
         """The same elements in another shape; one size may be -1."""
         wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
-        return apply(ops.Reshape, self, shape=tuple(int(n) for n in wanted))
+        return apply(ops.Reshape, self, shape=whole(wanted, "reshape"))
 
     def permute(self, *axes: Any) -> "Tensor":
         """Axes in a new order, all of them named: permute(0, 2, 1)."""
@@ -529,7 +530,7 @@ class Tensor:
                 raise ValueError(f"split needs parts of at least 1 element, got {size}")
             sizes = [min(size, length - start) for start in range(0, length, size)] or [0]
         else:
-            sizes = [int(n) for n in size]
+            sizes = list(whole(size, "split"))
         if sum(sizes) != length or min(sizes, default=0) < 0:
             raise ValueError(f"split: sizes {sizes} do not add up to {length}, axis {axis}")
         return apply(ops.Split, self, sizes=sizes, axis=axis)
@@ -539,6 +540,14 @@ def one_axis(axis: int, ndim: int, name: str) -> int:
     if not isinstance(axis, numbers.Integral):
         raise TypeError(f"{name} works along one axis, got axis={axis!r}: give one whole number")
     return as_axes(axis, ndim)[0]
+
+
+def whole(sizes: Any, name: str) -> tuple[int, ...]:
+    """Sizes as ints; what is no integer is refused, not rounded."""
+    try:
+        return tuple(operator.index(n) for n in sizes)
+    except TypeError:
+        raise TypeError(f"{name} needs whole numbers as sizes, got {sizes!r}") from None
 
 
 def plain_index(index: Any) -> Any:

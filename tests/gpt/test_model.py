@@ -182,6 +182,12 @@ def test_bad_tokens_are_named():
         model(np.full((1, 4), 65))
     with pytest.raises(TypeError, match="integers"):
         model(np.zeros((1, 4)))
+    with pytest.raises(TypeError, match=r"generate needs integers, got float64"):
+        model.generate([[1.7]], 1)
+    with pytest.raises(IndexError, match="generate: 65"):
+        model.generate([[65]], 0)
+    with pytest.raises(ValueError, match="at least one token"):
+        model.generate([[]], 1)
     with pytest.raises(ValueError, match="target"):
         model(tokens((2, 4)), tokens((2, 5)))
 

@@ -1,5 +1,6 @@
 """Products: matrix product, linear layer, einsum."""
 
+import re
 import string
 
 import numpy as np
@@ -150,6 +151,11 @@ def parse_einsum(subscripts: str, shapes: list[tuple[int, ...]]) -> tuple[list[s
     text = subscripts.replace(" ", "")
     left, arrow, right = text.partition("->")
     terms = left.split(",")
+    for term in (*terms, right):
+        if not re.fullmatch(r"[a-zA-Z]*(\.\.\.)?[a-zA-Z]*", term):
+            raise ValueError(
+                f"einsum {subscripts!r}: {term!r} is not letters with at most one '...' among them"
+            )
     if len(terms) != len(shapes):
         raise ValueError(f"einsum {subscripts!r} names {len(terms)} operands, got {len(shapes)}")
     unused = [c for c in string.ascii_letters if c not in text]
