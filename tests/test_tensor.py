@@ -248,6 +248,26 @@ def test_reductions_agree_with_numpy(axis, keepdims):
         np.testing.assert_array_equal(picked.data, np.argmax(x, axis, keepdims=keepdims))
 
 
+def test_clip_and_relu_of_ints_and_booleans():
+    ints, flags = Tensor([1, 5]), Tensor([True, False])
+    for low, high, expected in (
+        (2, None, [2, 5]),
+        (0.5, 2.5, [1, 2.5]),
+        (None, 2.5, [1, 2.5]),
+        (2, 2.5, [2, 2.5]),
+        (np.array([2.0, 9.0]), None, [2, 9]),
+    ):
+        assert ints.clip(low, high).tolist() == expected
+    assert ints.clip(2, 3).dtype == np.int64 and ints.clip(2, 3.5).dtype == np.float32
+    small = Tensor(np.array([1, 5], np.int8))
+    assert small.clip(2, 3).dtype == np.int8
+    assert small.clip(np.array([2, 300])).tolist() == [2, 300]
+    assert flags.clip(0, 1).tolist() == flags.relu().tolist() == [1, 0]
+    assert flags.relu().dtype == np.int64
+    assert flags.clip(0.5).tolist() == [1, 0.5]
+    assert Tensor([-1, 1]).relu().tolist() == [0, 1]
+
+
 def test_var_ddof_and_its_gradient():
     x = leaf(5)
     x.var(ddof=1).backward()
@@ -296,6 +316,8 @@ def test_where_stack_concatenate_and_einsum():
         (TypeError, "unsqueeze works along one axis", lambda x: x.unsqueeze(None)),
         (TypeError, r"one axis, got axis=\(0, 1\)", lambda x: x.unsqueeze((0, 1))),
         (ValueError, "min, max or both", lambda x: x.clip()),
+        (TypeError, r"got a Tensor: use tg\.maximum", lambda x: x.clip(Tensor(0.0), 1.0)),
+        (TypeError, r"got a Tensor: use tg\.maximum", lambda x: x.clip(max=x)),
         (ValueError, "'erf'", lambda x: x.gelu("erf")),
         (ValueError, "3 in one operand and 2", lambda x: tg.einsum("ij,jk->ik", x, x)),
         (TypeError, r"whole numbers as sizes, got \(2\.7, 3\)", lambda x: x.reshape(2.7, 3)),

@@ -426,7 +426,7 @@ class Tensor:
 
     def relu(self) -> "Tensor":
         """max(x, 0); the gradient at 0 is 0."""
-        return apply(ops.Relu, self)
+        return apply(ops.Relu, cast(self, np.int64) if self.dtype == np.bool_ else self)
 
     def gelu(self, approximate: str = "none") -> "Tensor":
         """x * Phi(x), exact ("none") or in GPT-2's form ("tanh")."""
@@ -443,9 +443,19 @@ class Tensor:
 
     def clip(self, min: float | None = None, max: float | None = None) -> "Tensor":
         """Limits values to [min, max]; gradient flows where nothing was cut off."""
-        if min is None and max is None:
+        bounds = [bound for bound in (min, max) if bound is not None]
+        if not bounds:
             raise ValueError("clip needs min, max or both")
-        return apply(ops.Clip, self, low=min, high=max)
+        if any(isinstance(bound, Tensor) for bound in bounds):
+            raise TypeError(
+                "clip takes numbers or arrays as bounds, got a Tensor: use tg.maximum and "
+                "tg.minimum, which have gradients for both"
+            )
+        x = cast(self, np.int64) if self.dtype == np.bool_ else self
+        for bound in bounds if x.dtype.kind != "f" else ():  # the dtype that arithmetic would give
+            x, limit = operands(x, bound)
+            x = cast(x, np.result_type(x.dtype, limit.dtype))
+        return apply(ops.Clip, x, low=min, high=max)
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         x = self if self.dtype.kind == "f" else cast(self, np.int64)
