@@ -123,7 +123,10 @@ def train(
     out = folder.path
     model = GPT(shape, np.random.default_rng(config.seed), recompute)
     schedule = tg.optim.WarmupCosine(
-        config.learning_rate, config.warmup_steps, config.steps, config.min_lr
+        config.learning_rate,
+        config.warmup_steps,
+        max(config.steps, config.warmup_steps),  # a short run may end while still warming up
+        config.min_lr,
     )
     optimizer = tg.optim.AdamW(
         model.parameters(),

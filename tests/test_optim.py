@@ -157,7 +157,18 @@ def test_foreign_state_is_refused_and_changes_nothing():
         optimizer.load_state_dict(wrong)
     with pytest.raises(ValueError, match=r"expected.*'m'"):
         optimizer.load_state_dict(SGD(parameters(), momentum=0.5).state_dict())
+    for change, message in (
+        ({"v": [np.full((3, 4), "x"), np.zeros(4), 0.0]}, "'v' holds <U1, not numbers"),
+        ({"m": [np.zeros((3, 4)), np.zeros(4, complex), 0.0]}, "'m' holds complex128"),
+        ({"lr": -5}, "lr must be .*got -5"),
+        ({"lr": NAN, "steps": 9}, "lr must be .*got nan"),
+        ({"steps": -1}, "steps must be .*got -1"),
+        ({"steps": 2.7, "lr": 9}, r"steps must be a whole number, got 2\.7"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(before | change)
     after = optimizer.state_dict()
+    assert after["lr"] == before["lr"]
     assert after["steps"] == before["steps"] == 1
     for name in ("m", "v"):
         for a, b in zip(after[name], before[name], strict=True):
@@ -203,6 +214,18 @@ def test_warmup_cosine():
     assert rates[110:] == [0.1] * 20
     assert WarmupCosine(1.0, 0, 10)(0) == 1.0
     assert WarmupCosine(1.0, 0, 0)(0) == 0.0
+
+
+def test_steps_of_a_schedule_are_whole_and_warm_up_fits():
+    schedule = WarmupCosine(1.0, 2, 10)
+    for step in (-3, 1.5, NAN):
+        with pytest.raises(ValueError, match=f"step must be .*got {step}"):
+            schedule(step)
+    with pytest.raises(ValueError, match="warmup_steps must be at most total_steps, 10, got 11"):
+        WarmupCosine(1.0, 11, 10)
+    with pytest.raises(ValueError, match=r"warmup_steps must be a whole number, got 1\.5"):
+        WarmupCosine(1.0, 1.5, 10)
+    assert WarmupCosine(1.0, 10, 10)(10) == 0.0
 
 
 @pytest.mark.parametrize("value", [-1e-3, NAN, float("inf")])

@@ -23,6 +23,13 @@ def positive(name: str, value: float, zero: bool = True) -> float:
     return float(value)
 
 
+def whole(name: str, value: float) -> int:
+    """`value` as an int; what is negative or has a fraction is refused."""
+    if positive(name, value) % 1:
+        raise ValueError(f"{name} must be a whole number, got {value}")
+    return int(value)
+
+
 def fraction(name: str, value: float) -> float:
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
@@ -94,7 +101,10 @@ class Optimizer:
             expected = [p.shape for p in self.params]
             if shapes != expected:
                 raise ValueError(f"optimizer state {name!r} has shapes {shapes}, not {expected}")
-        self.steps, self.lr = int(state["steps"]), float(state["lr"])
+            for array in map(np.asarray, state[name]):
+                if array.dtype.kind not in "fiub":
+                    raise ValueError(f"optimizer state {name!r} holds {array.dtype}, not numbers")
+        self.steps, self.lr = whole("steps", state["steps"]), positive("lr", state["lr"])
         for name in self.state_names:
             for parameter, array in zip(self.params, state[name], strict=True):
                 parameter.storage.fill(name, [np.asarray(array)])
@@ -190,10 +200,15 @@ class WarmupCosine:
 
     def __init__(self, lr: float, warmup_steps: int, total_steps: int, min_lr: float = 0.0) -> None:
         self.lr, self.min_lr = positive("lr", lr), positive("min_lr", min_lr)
-        self.warmup_steps = int(positive("warmup_steps", warmup_steps))
-        self.total_steps = int(positive("total_steps", total_steps))
+        self.warmup_steps = whole("warmup_steps", warmup_steps)
+        self.total_steps = whole("total_steps", total_steps)
+        if self.warmup_steps > self.total_steps:
+            raise ValueError(
+                f"warmup_steps must be at most total_steps, {total_steps}, got {warmup_steps}"
+            )
 
     def __call__(self, step: int) -> float:
+        step = whole("step", step)
         if step < self.warmup_steps:
             return self.lr * (step + 1) / (self.warmup_steps + 1)
         if step >= self.total_steps:
