@@ -1,6 +1,7 @@
 """What generating text needs beside the model: remembered keys and values, and drawing a token."""
 
 import math
+import numbers
 
 import numpy as np
 
@@ -25,12 +26,12 @@ class KeyValueCache:
 
 
 def check_sampling(n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if n < 0:
-        raise ValueError(f"max_new_tokens must be at least 0, got {n}")
+    if not isinstance(n, numbers.Integral) or n < 0:
+        raise ValueError(f"max_new_tokens must be a whole number of at least 0, got {n}")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature must be at least 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_k is not None and (not isinstance(top_k, numbers.Integral) or top_k < 1):
+        raise ValueError(f"top_k must be a whole number of at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
 
@@ -45,10 +46,13 @@ def sample(
     """Logits (B, V) -> one token per row (B,)."""
     if temperature == 0:
         return logits.argmax(axis=1)
-    scaled = logits.astype(np.float64) / temperature
+    scaled = logits.astype(np.float64)
+    scaled -= scaled.max(axis=1, keepdims=True)  # however small the temperature, the top stays 0
+    with np.errstate(over="ignore"):
+        scaled /= temperature
     order = np.argsort(-scaled, axis=1, kind="stable")
     ranked = np.take_along_axis(scaled, order, axis=1)
-    p = np.exp(ranked - ranked[:, :1])
+    p = np.exp(ranked)
     if top_k is not None:
         p[:, top_k:] = 0
     p /= p.sum(axis=1, keepdims=True)

@@ -130,6 +130,15 @@ def test_sampling_follows_the_probabilities_and_their_limits():
     np.testing.assert_allclose(frequencies(temperature=0.5), cold / cold.sum(), atol=0.012)
 
 
+def test_the_smallest_temperatures_take_the_likeliest_token():
+    from gpt.decode import sample
+
+    logits = np.random.default_rng(1).standard_normal((50, 65)).astype(np.float32)
+    for temperature in (1e-30, 1e-320):
+        drawn = sample(logits, temperature, None, None, np.random.default_rng(0))
+        np.testing.assert_array_equal(drawn, logits.argmax(axis=1))
+
+
 def test_generate_gives_a_tensor_for_a_tensor_and_repeats_for_a_seed():
     model = lively(SMALL)
     draw = [model.generate(tokens((1, 3)), 8, rng=np.random.default_rng(2)) for _ in range(2)]
@@ -145,6 +154,8 @@ def test_generate_gives_a_tensor_for_a_tensor_and_repeats_for_a_seed():
         ({"temperature": -1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_k": 0}, "top_k"),
+        ({"top_k": 2.5}, r"top_k must be a whole number of at least 1, got 2\.5"),
+        ({"max_new_tokens": 1.5}, r"max_new_tokens must be a whole number .*got 1\.5"),
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"max_new_tokens": -1}, "max_new_tokens"),
