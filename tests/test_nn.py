@@ -163,6 +163,28 @@ def test_layers_compute_what_they_say():
     assert nn.LayerNorm(4, bias=False).bias is None
 
 
+def test_two_parameters_with_one_name_are_refused():
+    model = nn.Module()
+    model.d = {1: nn.Parameter([1.0]), "1": nn.Parameter([2.0, 3.0])}
+    for call in (model.state_dict, model.parameters, lambda: model.load_state_dict({})):
+        with pytest.raises(ValueError, match=r"the name 'd\.1', of shapes \(1,\) and \(2,\)"):
+            call()
+    model.d = {1: (weight := nn.Parameter([1.0])), "1": weight}  # tied: one parameter
+    assert list(model.state_dict()) == ["d.1"]
+
+
+def test_a_padding_row_is_zero_and_must_exist():
+    for padding_idx in (2, -1):
+        table = nn.Embedding(4, 3, padding_idx, rng=np.random.default_rng(0))
+        assert not table.weight.data[padding_idx].any()
+        assert np.count_nonzero(table.weight.data.any(axis=1)) == 3
+    for padding_idx in (4, -5):
+        with pytest.raises(ValueError, match=f"padding_idx {padding_idx} is outside the 4 rows"):
+            nn.Embedding(4, 3, padding_idx)
+    with pytest.raises(TypeError, match=r"a row number, got 1\.0"):
+        nn.Embedding(4, 3, 1.0)
+
+
 @pytest.mark.parametrize("p", [-0.1, 1.5, float("nan")])
 def test_dropout_probability_is_checked(p):
     with pytest.raises(ValueError, match="between 0 and 1"):

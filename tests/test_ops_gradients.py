@@ -488,8 +488,8 @@ NOT_OPS = set(
     "no_grad optim set_matmul_backend set_num_threads".split()
 )
 CHECKS_IN_FUNCTIONAL = set(
-    "as_tensor as_ids same_dtype need_shape check_linear normalize as_reduction as_target "
-    "as_probability as_generator four_axes as_mask repeat_heads".split()
+    "as_tensor as_ids same_dtype need_shape check_linear check_padding_idx normalize as_reduction "
+    "as_target as_probability as_generator four_axes as_mask repeat_heads".split()
 )
 
 

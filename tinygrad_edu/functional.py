@@ -82,11 +82,15 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     w = as_tensor(weight)
     if w.ndim != 2:
         raise ValueError(f"embedding: weight has shape {w.shape}, expected (V, C)")
-    if padding_idx is not None and not isinstance(padding_idx, numbers.Integral):
-        raise TypeError(f"embedding: padding_idx is a row number, got {padding_idx!r}")
-    if padding_idx is not None and not -len(w) <= padding_idx < len(w):
-        raise ValueError(f"embedding: padding_idx {padding_idx} is outside the {len(w)} rows")
+    check_padding_idx("embedding", padding_idx, len(w))
     return apply(ops.Embedding, w, as_ids(input, "embedding", len(w)), padding_idx=padding_idx)
+
+
+def check_padding_idx(name: str, padding_idx: int | None, rows: int) -> None:
+    if padding_idx is not None and not isinstance(padding_idx, numbers.Integral):
+        raise TypeError(f"{name}: padding_idx is a row number, got {padding_idx!r}")
+    if padding_idx is not None and not -rows <= padding_idx < rows:
+        raise ValueError(f"{name}: padding_idx {padding_idx} is outside the {rows} rows")
 
 
 def layer_norm(

@@ -137,6 +137,13 @@ class Module:
         for name, x in walk(self, ""):
             if isinstance(x, Parameter):
                 seen.setdefault(id(x), (name, x))
+        named: dict[str, Parameter] = {}
+        for name, parameter in seen.values():
+            if named.setdefault(name, parameter) is not parameter:
+                raise ValueError(
+                    f"two parameters have the name {name!r}, of shapes {named[name].shape} and "
+                    f"{parameter.shape}: rename a dict key or an attribute on the way to one"
+                )
         for name, parameter in seen.values():
             parameter.storage.name = parameter.storage.name or name
         return list(seen.values())
@@ -279,7 +286,10 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """ids (...) -> (..., embedding_dim): rows of a table, normal(0, 1) unless `init` draws them."""
+    """ids (...) -> (..., embedding_dim): rows of a table, normal(0, 1) unless `init` draws them.
+
+    The row `padding_idx` starts at zero and receives no gradient.
+    """
 
     def __init__(
         self,
@@ -290,8 +300,13 @@ class Embedding(Module):
         init: Init | None = None,
     ) -> None:
         rng = F.as_generator(rng, "Embedding")
+        F.check_padding_idx("Embedding", padding_idx, num_embeddings)
         self.weight = Parameter.drawn(init or normal(1.0), rng, (num_embeddings, embedding_dim))
         self.padding_idx = padding_idx
+        if padding_idx is not None:
+            rows = self.weight.numpy()
+            rows[padding_idx] = 0
+            self.weight.data = rows
 
     def forward(self, ids: Any) -> Tensor:
         return F.embedding(ids, self.weight, self.padding_idx)
