@@ -275,6 +275,20 @@ def test_var_ddof_and_its_gradient():
     np.testing.assert_allclose(x.grad, 2 / 4 * (x.data - x.data.mean()))
 
 
+@pytest.mark.parametrize("axis", [None, 0, (0, 1)])
+def test_averages_of_many_float16_do_not_overflow(axis):
+    values = np.tile(np.array([[10, 12]], np.float16), (70000, 1))
+    x = Tensor(values, requires_grad=True)
+    for name in ("mean", "var"):
+        ours = getattr(x, name)(axis=axis)
+        assert ours.dtype == np.float16
+        expected = getattr(np, name)(values.astype(np.float64), axis=axis)
+        np.testing.assert_allclose(ours.data, expected, rtol=1e-3)
+    x.mean(axis).sum().backward()
+    count = 70000 if axis == 0 else 140000
+    np.testing.assert_array_equal(x.grad, np.full_like(values, 1 / count))
+
+
 def test_broadcast_gradients_are_summed():
     a, b = leaf(2, 3, 1), leaf(4, seed=1)
     cotangent = np.random.default_rng(2).standard_normal((2, 3, 4))

@@ -42,15 +42,26 @@ class Sum:
         return np.broadcast_to(grad.reshape(ctx.kept), ctx.in_shape)
 
 
+def averaged(function, a, out, **options):
+    """`function` of `a` into `out`; float16 is added up in float32, where it cannot overflow."""
+    if a.dtype != np.float16:
+        return function(a, out=out, **options)
+    np.copyto(out, function(a, dtype=np.float32, **options), casting="same_kind")
+    return out
+
+
 class Mean:
     @staticmethod
     def forward(ctx, a, axis, keepdims):
         out = empty(reduced(ctx, a, axis, keepdims), a.dtype)
-        return np.mean(a, axis=ctx.axes, keepdims=keepdims, out=out)
+        return averaged(np.mean, a, out, axis=ctx.axes, keepdims=keepdims)
 
     @staticmethod
     def backward(ctx, grad):
-        return np.broadcast_to(grad.reshape(ctx.kept) / ctx.count, ctx.in_shape)
+        grad = grad.reshape(ctx.kept)
+        if grad.dtype == np.float16:  # which may be too small for the count
+            grad = grad.astype(np.float32)
+        return np.broadcast_to(grad / ctx.count, ctx.in_shape)
 
 
 class Variance:
@@ -61,7 +72,7 @@ class Variance:
         out = empty(reduced(ctx, a, axis, keepdims), a.dtype)
         ctx.ddof = ddof
         ctx.save_for_backward(a)
-        return np.var(a, axis=ctx.axes, keepdims=keepdims, ddof=ddof, out=out)
+        return averaged(np.var, a, out, axis=ctx.axes, keepdims=keepdims, ddof=ddof)
 
     @staticmethod
     def backward(ctx, grad):
