@@ -119,6 +119,19 @@ def test_without_gradients_it_just_calls():
     assert not out.requires_grad and out.tolist() == [2]
 
 
+def test_a_result_wants_a_gradient_if_something_in_it_does():
+    x, w = Tensor([1.0, 2.0]), tg.nn.Parameter([3.0, 4.0])
+    out = tg.checkpoint(lambda a: a * 2, x)
+    assert not out.requires_grad and out.tolist() == [2, 4]
+    assert (out * w).requires_grad
+    x.data[0] = 5  # which no graph holds any more
+    assert tg.checkpoint(lambda a: a * w, x).requires_grad
+    x.requires_grad = True
+    assert tg.checkpoint(lambda a: a * 2, x).requires_grad
+    frozen = tg.nn.Parameter([1.0], requires_grad=False)
+    assert not tg.checkpoint(lambda a: a * frozen, Tensor([1.0])).requires_grad
+
+
 def test_only_the_inputs_are_kept():
     x = Tensor(np.ones((50, 40), np.float32), requires_grad=True)
     y = tg.checkpoint(lambda a: a.exp().tanh().exp().sum(), x)

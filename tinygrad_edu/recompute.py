@@ -68,6 +68,7 @@ class Checkpoint:
                 )
         ctx.save_for_backward(*arrays)
         ctx.save_leaves(list(outside.values()))
+        ctx.reads = bool(outside)
         return copy(out.data) if out.requires_grad else out.data
 
     @staticmethod
@@ -121,4 +122,8 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         return f(*inputs)
     # `f` may use parameters that are not among its inputs, so the tape must record in any case.
     trigger = constant(np.zeros((), np.float32), True)
-    return apply(Checkpoint, trigger, f, [isinstance(x, Tensor) for x in inputs], *inputs)
+    out = apply(Checkpoint, trigger, f, [isinstance(x, Tensor) for x in inputs], *inputs)
+    ctx, _ = out._made_by
+    if not ctx.reads and not any(ctx.needs_input_grad[1:]):  # nobody wants a gradient
+        out._made_by, out._requires_grad = None, False
+    return out
