@@ -194,8 +194,8 @@ def linear_cross_entropy(
 
     input (..., K), linear_weight (C, K), linear_bias (C,), target (...) class ids or (..., C)
     probabilities. Logits are made in blocks. Up to 256 MiB of them are kept for backward; more, all
-    of them with `recompute`, and all of them on a chip, are made again there instead, block by
-    block. The numbers are the same bits.
+    of them with `recompute`, and all of them where memory is counted, are made again there instead,
+    block by block. The numbers are the same bits.
     """
     x, w = as_tensor(input), as_tensor(linear_weight)
     b = None if linear_bias is None else as_tensor(linear_bias)
