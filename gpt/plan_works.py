@@ -15,7 +15,7 @@ import numpy as np
 
 import tinygrad_edu as tg
 from tinygrad_edu.kernels import blocks
-from tinygrad_edu.kernels.cross_entropy import KEPT_LOGITS
+from tinygrad_edu.kernels.cross_entropy import may_keep
 from tinygrad_edu.memory import Rehearsal
 from tinygrad_edu.memory.clock import Work
 from tinygrad_edu.memory.hardware import Hardware
@@ -68,8 +68,9 @@ def need(
 
 def kept_logits(config: GPTConfig, batch: int, recompute: bool) -> int:
     """Bytes of logits that a step without a chip keeps from forward to backward, in float32."""
-    nbytes = 4 * batch * config.block_size * config.vocab_size
-    return 0 if recompute or nbytes > KEPT_LOGITS else nbytes
+    rows = batch * config.block_size
+    keeps = not recompute and may_keep(rows, config.vocab_size, 4)
+    return 4 * rows * config.vocab_size if keeps else 0
 
 
 def step_works(

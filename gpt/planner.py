@@ -146,16 +146,15 @@ def plan(job: Job, hardware: Hardware) -> Plan:
 
     def taken(way: tuple[bool, int]) -> tuple[Playback, float]:
         recompute, sequences = way
-        about = (job.model, sequences, recompute, job.precision, hardware, job.resident)
-        works = step_works(*about)
+        works = step_works(*one_pass(job, hardware, sequences, recompute))
         return timed(works, math.ceil(share / sequences), hardware, job)
 
     played = {way: taken(way) for way in found or [(choices[-1], 1)]}
     (recompute, sequences), (playback, seconds) = min(played.items(), key=lambda item: item[1][1])
     parameters = scaling.count_parameters(job.model)
     resident = scaling.adamw_bytes(parameters).live if job.resident else 0
-    smallest = need(job.model, 1, choices[-1], job.precision, hardware, job.resident).nbytes
-    peak = need(job.model, sequences, recompute, job.precision, hardware, job.resident)
+    smallest = need(*one_pass(job, hardware, 1, choices[-1])).nbytes
+    peak = need(*one_pass(job, hardware, sequences, recompute))
     return Plan(
         job,
         hardware,
@@ -172,6 +171,11 @@ def plan(job: Job, hardware: Hardware) -> Plan:
     )
 
 
+def one_pass(job: Job, hardware: Hardware, sequences: int, recompute: bool) -> tuple:
+    """What `need` and `step_works` ask about a pass."""
+    return job.model, sequences, recompute, job.precision, hardware, job.resident
+
+
 def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> int:
     """How many sequences one chip can take at once, of `share`; 0 if not even one."""
     room = hardware.memory
@@ -179,8 +183,7 @@ def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> i
         room -= scaling.adamw_bytes(scaling.count_parameters(job.model)).live
 
     def bytes_of(sequences: int) -> int:
-        about = (job.model, sequences, recompute, job.precision, hardware, job.resident)
-        return need(*about).nbytes
+        return need(*one_pass(job, hardware, sequences, recompute)).nbytes
 
     one = bytes_of(1)
     if one > room:

@@ -621,9 +621,9 @@ def binary(op: type, a: Any, b: Any, floating: bool = False) -> Tensor:
 
 def compare(function: np.ufunc, a: Tensor, b: Any) -> Tensor:
     """A boolean Tensor, without gradient."""
-    if isinstance(b, int) and a.dtype.kind in "iu":
-        b = Tensor(b)  # int64: it may lie beyond what the other's dtype holds
     try:
+        if isinstance(b, int) and a.dtype.kind in "iu":
+            b = Tensor(b)  # int64: it may lie beyond what the other's dtype holds
         a, b = operands(a, b)
     except TypeError:
         return NotImplemented

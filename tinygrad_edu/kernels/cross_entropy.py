@@ -225,6 +225,11 @@ def cross_entropy_backward(
     return out
 
 
+def may_keep(n: int, n_classes: int, itemsize: int) -> bool:
+    """Whether the logits of n rows are few enough to be kept for backward."""
+    return n * n_classes * itemsize <= KEPT_LOGITS
+
+
 def logit_units(n: int, weight: Rows, dtype: np.dtype) -> tuple[list[tuple[int, int]], list[slice]]:
     """Chunks of the vocabulary, (start, stop) each, and the blocks of the n rows of x."""
     chunks = row_units(len(weight), weight.shape[1] * dtype.itemsize)

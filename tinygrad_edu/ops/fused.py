@@ -89,7 +89,7 @@ class LinearCrossEntropy:
     @staticmethod
     def forward(ctx, x, weight, bias, target, reduction, recompute):
         keeps = any(ctx.needs_input_grad) and not (recompute or is_counted())
-        keeps = keeps and len(x) * len(weight) * x.itemsize <= loss_kernels.KEPT_LOGITS
+        keeps = keeps and loss_kernels.may_keep(len(x), len(weight), x.itemsize)
         ctx.logits = [] if keeps else None
         losses, lse = loss_kernels.linear_cross_entropy(x, weight, bias, target, ctx.logits)
         loss, ctx.divisor = reduce_losses(losses, target, reduction)
