@@ -6,6 +6,7 @@ import numbers
 import numpy as np
 
 import tinygrad_edu as tg
+from tinygrad_edu import functional as F
 
 
 class KeyValueCache:
@@ -15,14 +16,14 @@ class KeyValueCache:
         self.length = 0
         self.kept: dict[int, tuple[tg.Tensor, tg.Tensor]] = {}
 
-    def extend(
-        self, layer: tg.nn.Module, k: tg.Tensor, v: tg.Tensor
-    ) -> tuple[tg.Tensor, tg.Tensor]:
+    def attend(self, layer: tg.nn.Module, qkv: tg.Tensor, n_head: int) -> tg.Tensor:
+        """Attention of new tokens among all so far: qkv (B, T, 3 * C) -> (B, T, C)."""
+        q, k, v = F.split_heads(qkv, n_head, 3)
         if id(layer) in self.kept:
             old_k, old_v = self.kept[id(layer)]
             k, v = tg.concatenate([old_k, k], axis=2), tg.concatenate([old_v, v], axis=2)
         self.kept[id(layer)] = k, v
-        return k, v
+        return F.merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
 def check_sampling(n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:

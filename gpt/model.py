@@ -57,12 +57,12 @@ class Attention(nn.Module):
         self, x: tg.Tensor, stream: tg.Tensor, cache: KeyValueCache | None = None
     ) -> tg.Tensor:
         """stream + what attention finds in x."""
-        q, k, v = F.split_heads(self.c_attn(x), self.n_head, 3)  # (B, H, T, C / H) each
-        if cache is not None:
-            k, v = cache.extend(self, k, v)
-        p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, rng=self.rng)
-        return add_to(stream, self.c_proj, F.merge_heads(y), p, self.rng)
+        qkv, p = self.c_attn(x), self.dropout if self.training else 0.0
+        if cache is None:
+            y = F.self_attention(qkv, self.n_head, p, is_causal=True, rng=self.rng)
+        else:
+            y = cache.attend(self, qkv, self.n_head)
+        return add_to(stream, self.c_proj, y, p, self.rng)
 
 
 class MLP(nn.Module):

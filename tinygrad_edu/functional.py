@@ -340,18 +340,49 @@ def scaled_dot_product_attention(
     return out.reshape(*q.shape[:-1], v.shape[-1]) if q.ndim != 4 else out
 
 
+def self_attention(
+    input: Any,
+    n_head: int,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    rng: np.random.Generator | None = None,
+) -> Tensor:
+    """Attention among the tokens of input (B, T, 3 * C) -> (B, T, C).
+
+    The input holds queries, keys and values side by side, each as `n_head` heads side by side: what
+    one projection makes. The numbers are those of `merge_heads(scaled_dot_product_attention(
+    *split_heads(input, n_head, 3), ...))`, in one op.
+    """
+    name, x = "self_attention", as_tensor(input)
+    width = head_size(name, x, n_head, 3)
+    p = as_probability(dropout_p, f"{name}: dropout_p")
+    draw = random_key(as_generator(rng, name)) if p else 0
+    options = Options(1 / math.sqrt(max(1, width)), bool(is_causal), None, p, draw)
+    return apply(ops.SelfAttention, x, n_head=n_head, options=options)
+
+
 def split_heads(input: Any, n_head: int, parts: int = 1) -> tuple[Tensor, ...]:
     """input (B, T, parts * H * D) -> `parts` Tensors (B, H, T, D), H = n_head, side by side in it.
 
     Queries, keys and values of one product are `q, k, v = split_heads(qkv, n_head, 3)`.
     """
     x = as_tensor(input)
+    head_size("split_heads", x, n_head, parts)
+    return apply(ops.SplitHeads, x, n_head=n_head, parts=parts)
+
+
+def head_size(name: str, x: Tensor, n_head: int, parts: int) -> int:
+    """The width of a head; raises unless x (B, T, parts * C) can be cut into heads."""
+    for count in (n_head, parts):
+        if not isinstance(count, numbers.Integral):
+            raise TypeError(f"{name} counts heads in whole numbers, got {count!r}")
     if x.ndim != 3 or min(n_head, parts) < 1 or x.shape[2] % (n_head * parts):
         raise ValueError(
-            f"split_heads: input {x.shape}, expected (B, T, C) with C a multiple of "
+            f"{name}: input {x.shape}, expected (B, T, C) with C a multiple of "
             f"{parts} x {n_head} heads"
         )
-    return apply(ops.SplitHeads, x, n_head=n_head, parts=parts)
+    return x.shape[2] // (n_head * parts)
 
 
 def merge_heads(input: Any) -> Tensor:

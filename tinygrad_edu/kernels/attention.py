@@ -20,6 +20,7 @@ and both products that read the scores find them in the micro-kernel's order wit
 Letters: B batch, H heads, T queries, S keys, D head size of q and k, E of v.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -270,16 +271,25 @@ def attention_backward_task(arrays, sizes, numbers, piece, slot):
 
 
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, options: Options
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    options: Options,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """q (B, H, T, D), k (B, H, S, D), v (B, H, S, E) -> out (B, H, T, E), lse (B, H, T)."""
+    """q (B, H, T, D), k (B, H, S, D), v (B, H, S, E) -> out (B, H, T, E), lse (B, H, T).
+
+    `out` is made unless given: contiguous rows, of the dtype that `computed_in` says.
+    """
     b, h, t, d = q.shape
     s, e = v.shape[2:]
     if d == 0 or e == 0:  # the micro-kernel needs something to sum
         out, lse = attention(*with_columns(q, k, v), options)
         return out[..., :e], lse
     dtype = launch.computed_in(q.dtype)
-    (out,), lse = heads_last([(b, h, t, e)], dtype), empty((b, h, t), dtype)
+    lse = empty((b, h, t), dtype)
+    if out is None:
+        (out,) = heads_last([(b, h, t, e)], dtype)
     wide = tile_width(dtype)
     room = (s + MR) * d + (e + wide) * s + QUERIES * d + (s + 3) * QUERIES
     run(attention_task, [q, k, v, out], [lse], [], room, options)
@@ -294,13 +304,15 @@ def attention_backward(
     out: np.ndarray,
     lse: np.ndarray,
     options: Options,
+    grads: Sequence[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients of q, k and v."""
+    """Gradients of q, k and v, into `grads` if given; those are like `out` of `attention`."""
     dtype, d, (s, e) = lse.dtype, q.shape[3], v.shape[2:]
     if d == 0 or e == 0:
         dq, dk, dv = attention_backward(*with_columns(grad, q, k, v, out), lse, options)
         return dq[..., :d], dk[..., :d], dv[..., :e]
-    grads = heads_last([x.shape for x in (q, k, v)], dtype)
+    if grads is None:
+        grads = heads_last([x.shape for x in (q, k, v)], dtype)
     wide = tile_width(dtype)
     room = (
         (s + MR) * (d + e) + (d + wide) * s + 2 * QUERIES * (d + e + wide) + (2 * s + 3) * QUERIES

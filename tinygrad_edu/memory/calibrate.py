@@ -144,9 +144,7 @@ def small_step() -> Callable[[], None]:
         optimizer.zero_grad()
         x = Tensor(start)
         for norm_1, into, out, norm_2, up, down in blocks:
-            q, k, v = functional.split_heads(into(norm_1(x)), heads, 3)
-            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = out(functional.merge_heads(y), x)
+            x = out(functional.self_attention(into(norm_1(x)), heads, is_causal=True), x)
             x = down(functional.gelu(up(norm_2(x)), approximate="tanh"), x)
         x.sum().backward()
         optim.clip_grad_norm_(optimizer.params, 1.0)

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..kernels.attention import QUERIES
 
-BACKWARD = {"Matmul": 2, "Linear": 2, "Attention": 2.5, "LinearCrossEntropy": 3}
+ATTENTION = ("Attention", "SelfAttention")
+BACKWARD = {"Matmul": 2, "Linear": 2, "LinearCrossEntropy": 3} | dict.fromkeys(ATTENTION, 2.5)
 
 
 def op_flops(op: str, phase: str, shapes: tuple, keeps_logits: bool = False) -> int:
@@ -23,14 +24,23 @@ def op_flops(op: str, phase: str, shapes: tuple, keeps_logits: bool = False) -> 
         batch = math.prod(np.broadcast_shapes(a[:-2], b[:-2]))
         rows, columns = (a[-2] if len(a) > 1 else 1), (b[-1] if len(b) > 1 else 1)
         forward = 2 * batch * rows * a[-1] * columns
-    elif op == "Attention":
-        (*batch, t, d), s, e = shapes[0], shapes[1][-2], shapes[2][-1]
+    elif op in ATTENTION:
+        q, k, v = attending(op, shapes)
+        (*batch, t, d), s, e = q, k[-2], v[-1]
         forward = math.prod(batch) * t * s * (d + e)  # causal: half of 2 t s (d + e)
     else:
         return 0
     if phase == "forward":
         return forward
     return int(forward * (BACKWARD[op] - (keeps_logits and op == "LinearCrossEntropy")))
+
+
+def attending(op: str, shapes: tuple) -> tuple:
+    """Shapes of q, k and v; heads may lie side by side, as sums over them do not see the cuts."""
+    if op == "Attention":
+        return shapes[:3]
+    b, t, c = shapes[0]
+    return ((b, t, c // 3),) * 3
 
 
 def rows_of_weight(op: str, shapes: tuple) -> int:
@@ -59,10 +69,11 @@ def op_bytes(op: str, phase: str, shapes: tuple, itemsize: int = 4) -> int:
 
 def operands(op: str, shapes: tuple, backward: bool) -> int:
     """Values that products read and write. Backward is two products, for two gradients."""
+    if op in ATTENTION:  # q, k, v and the output; backward also their gradients
+        q, k, v = attending(op, shapes)
+        out = (*q[:-1], v[-1])
+        return sum(math.prod(shape) for shape in (q, k, v, out)) * (1 + backward)
     first, second = math.prod(shapes[0]), math.prod(shapes[1])
-    if op == "Attention":  # q, k, v and the output; backward also their gradients
-        rows = math.prod(shapes[0][:-1])
-        return (first + second + math.prod(shapes[2]) + rows * shapes[2][-1]) * (1 + backward)
     if op == "Matmul":
         result = op_flops(op, "forward", shapes) // (2 * shapes[0][-1]) if shapes[0][-1] else 0
     else:
@@ -73,12 +84,12 @@ def operands(op: str, shapes: tuple, backward: bool) -> int:
     return (first + second + result) * (1 + backward) + residual
 
 
-def whole_blocks(shapes: tuple) -> float:
+def whole_blocks(op: str, shapes: tuple) -> float:
     """What attention takes, by what causal attention needs: the time of whole blocks of queries.
 
     The kernel leaves out part of a block, but what it keeps takes longer per operation.
     """
-    t, s = shapes[0][-2], shapes[1][-2]
+    t, s = (shape[-2] for shape in attending(op, shapes)[:2])
     if not t * s:
         return 1.0
     ends = range(QUERIES, t + QUERIES, QUERIES)  # each block sees the keys up to its last query

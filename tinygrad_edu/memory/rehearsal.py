@@ -23,7 +23,7 @@ from ..kernels.switch import kernels_off
 from .chip import Chip
 from .clock import Work
 from .external import Blob, ExternalMemory
-from .flops import op_bytes, op_flops, whole_blocks
+from .flops import ATTENTION, op_bytes, op_flops, whole_blocks
 from .streamed import StreamedStorage
 
 NO_LIMIT = 1 << 62
@@ -128,8 +128,8 @@ class Rehearsal(Chip):
         drains, self._drains = self._drains, 0
         flops = op_flops(op, phase, shapes, self.keeps_logits)
         touched = op_bytes(op, phase, shapes)
-        if op == "Attention":
-            flops = round(flops * whole_blocks(shapes))
+        if op in ATTENTION:
+            flops = round(flops * whole_blocks(op, shapes))
         weight = max((storage for storage, _ in loans), key=lambda s: s.nbytes, default=None)
         pieces = [0]  # bytes fetched; each loan of the weight after the first begins another piece
         lent = 0

@@ -8,6 +8,8 @@ from ..kernels import empty, gather
 from ..kernels import normalize as norm_kernels
 from ..kernels.allocator import is_counted
 from ..kernels.blocks import rows_of
+from ..kernels.launch import computed_in
+from .movement import heads_of
 
 
 class LayerNorm:
@@ -122,6 +124,36 @@ class Attention:
     @staticmethod
     def backward(ctx, grad):
         return attention_kernels.attention_backward(grad, *ctx.saved_tensors, ctx.options)
+
+
+class SelfAttention:
+    """qkv (B, T, 3 * C), whose parts each hold the heads side by side -> (B, T, C)
+
+    Attention of SplitHeads, and MergeHeads of what it finds, as one op: views in the right place.
+    """
+
+    @staticmethod
+    def forward(ctx, qkv, n_head, options):
+        b, t, c = qkv.shape
+        dtype = computed_in(qkv.dtype)
+        out = empty((b, t, c // 3), dtype)
+        parts = heads_of(qkv, n_head, 3)
+        _, lse = attention_kernels.attention(*parts, options, *heads_of(out, n_head))
+        out = out.astype(qkv.dtype, copy=False)
+        ctx.n_head, ctx.options = n_head, options
+        ctx.save_for_backward(qkv, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        qkv, out, lse = ctx.saved_tensors
+        n_head = ctx.n_head
+        whole = empty(qkv.shape, lse.dtype)
+        attention_kernels.attention_backward(
+            *heads_of(grad, n_head), *heads_of(qkv, n_head, 3), *heads_of(out, n_head), lse,
+            ctx.options, heads_of(whole, n_head, 3),
+        )  # fmt: skip
+        return whole
 
 
 class Embedding:

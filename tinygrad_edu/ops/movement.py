@@ -82,13 +82,18 @@ class SplitHeads:
 
     @staticmethod
     def forward(ctx, a, n_head, parts):
-        b, t, c = a.shape
-        heads = reshaped(a, (b, t, parts * n_head, c // (parts * n_head))).transpose(0, 2, 1, 3)
-        return tuple([heads[:, i * n_head : (i + 1) * n_head] for i in range(parts)])
+        return tuple(heads_of(a, n_head, parts))
 
     @staticmethod
     def backward(ctx, *grads):
         return reshaped(joined(grads, 1).transpose(0, 2, 1, 3), ctx.input_shapes[0])
+
+
+def heads_of(a: np.ndarray, n_head: int, parts: int = 1) -> list[np.ndarray]:
+    """(B, T, parts * H * D) -> `parts` views (B, H, T, D)"""
+    b, t, c = a.shape
+    heads = reshaped(a, (b, t, parts * n_head, c // (parts * n_head))).transpose(0, 2, 1, 3)
+    return [heads[:, i * n_head : (i + 1) * n_head] for i in range(parts)]
 
 
 class MergeHeads:
