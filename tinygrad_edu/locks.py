@@ -34,7 +34,8 @@ class Locks:
         if not isinstance(array, np.ndarray):
             return
         base = array.base
-        self.unlock(base)  # the owner first: a view cannot be opened before it
+        if isinstance(base, np.ndarray):
+            self.unlock(base)  # the owner first: a view cannot be opened before it
         entry = self.held.get(id(array))
         if entry is None:
             return

@@ -76,5 +76,7 @@ def sum_rows(grad: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     flat_ids = ids.reshape(ids.size)
     order = np.argsort(flat_ids, kind="stable")
     in_order = flat_ids[order].astype(np.int64, copy=False)
-    starts = np.flatnonzero(np.diff(in_order, prepend=-1))  # ids are not negative
-    return in_order[starts], sum_runs(grad, order, np.append(starts, ids.size))
+    is_first = np.ones(ids.size + 1, bool)  # of its run; and the end
+    np.not_equal(in_order[1:], in_order[:-1], out=is_first[1:-1])
+    starts = np.flatnonzero(is_first)
+    return in_order[starts[:-1]], sum_runs(grad, order, starts)

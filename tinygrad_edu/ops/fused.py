@@ -18,21 +18,20 @@ class LayerNorm:
     @staticmethod
     def forward(ctx, x, weight, bias, eps, row_ndim, center):
         ctx.row_ndim = row_ndim
-        y, mean, rstd = norm_kernels.layer_norm(
+        y, *ctx.statistics = norm_kernels.layer_norm(
             rows_of(x, row_ndim), as_vector(weight), as_vector(bias), eps, center
         )
-        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.save_for_backward(x, weight)
         return y.reshape(x.shape)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, mean, rstd = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         grads = norm_kernels.layer_norm_backward(
             rows_of(grad, ctx.row_ndim),
             rows_of(x, ctx.row_ndim),
             as_vector(weight),
-            mean,
-            rstd,
+            *ctx.statistics,
             ctx.needs_input_grad[:3],
         )
         return tuple(
@@ -66,13 +65,13 @@ class CrossEntropy:
     def forward(ctx, logits, target, reduction):
         losses, lse = loss_kernels.cross_entropy(logits, target)
         loss, ctx.divisor = reduce_losses(losses, target, reduction)
-        ctx.target = target
-        ctx.save_for_backward(logits, lse)
+        ctx.target, ctx.lse = target, lse
+        ctx.save_for_backward(logits)
         return loss
 
     @staticmethod
     def backward(ctx, grad):
-        logits, lse = ctx.saved_tensors
+        (logits,), lse = ctx.saved_tensors, ctx.lse
         rows = np.broadcast_to(grad / ctx.divisor, lse.shape)
         out = empty(logits.shape, logits.dtype)
         return loss_kernels.cross_entropy_backward(rows, logits, lse, ctx.target, out)
@@ -95,13 +94,13 @@ class LinearCrossEntropy:
         ctx.logits = [] if keeps else None
         losses, lse = loss_kernels.linear_cross_entropy(x, weight, bias, target, ctx.logits)
         loss, ctx.divisor = reduce_losses(losses, target, reduction)
-        ctx.target = target
-        ctx.save_for_backward(x, weight, bias, lse)
+        ctx.target, ctx.lse = target, lse
+        ctx.save_for_backward(x, weight, bias)
         return loss
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, bias, lse = ctx.saved_tensors
+        (x, weight, bias), lse = ctx.saved_tensors, ctx.lse
         rows = np.broadcast_to(grad / ctx.divisor, lse.shape)
         dweight = ctx.row_gradient(1)
         add_rows = None if dweight is None else dweight.add_rows
@@ -116,14 +115,14 @@ class Attention:
 
     @staticmethod
     def forward(ctx, q, k, v, options):
-        out, lse = attention_kernels.attention(q, k, v, options)
+        out, ctx.lse = attention_kernels.attention(q, k, v, options)
         ctx.options = options
-        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        return attention_kernels.attention_backward(grad, *ctx.saved_tensors, ctx.options)
+        return attention_kernels.attention_backward(grad, *ctx.saved_tensors, ctx.lse, ctx.options)
 
 
 class SelfAttention:
@@ -138,19 +137,18 @@ class SelfAttention:
         dtype = computed_in(qkv.dtype)
         out = empty((b, t, c // 3), dtype)
         parts = heads_of(qkv, n_head, 3)
-        _, lse = attention_kernels.attention(*parts, options, *heads_of(out, n_head))
+        _, ctx.lse = attention_kernels.attention(*parts, options, *heads_of(out, n_head))
         out = out.astype(qkv.dtype, copy=False)
         ctx.n_head, ctx.options = n_head, options
-        ctx.save_for_backward(qkv, out, lse)
+        ctx.save_for_backward(qkv, out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        qkv, out, lse = ctx.saved_tensors
-        n_head = ctx.n_head
-        whole = empty(qkv.shape, lse.dtype)
+        (qkv, out), n_head = ctx.saved_tensors, ctx.n_head
+        whole = empty(qkv.shape, ctx.lse.dtype)
         attention_kernels.attention_backward(
-            *heads_of(grad, n_head), *heads_of(qkv, n_head, 3), *heads_of(out, n_head), lse,
+            *heads_of(grad, n_head), *heads_of(qkv, n_head, 3), *heads_of(out, n_head), ctx.lse,
             ctx.options, heads_of(whole, n_head, 3),
         )  # fmt: skip
         return whole
