@@ -106,7 +106,7 @@ def cases(s: Sizes) -> Iterator[Case]:
     m, v2 = np.zeros_like(x), np.zeros_like(x)
     settings = dict(lr=1e-3, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, step=10)
     yield Case("adamw", lambda: update.adamw(x, g, m, v2, **settings), 7 * one)
-    yield Case("sum_of_squares", lambda: update.sum_of_squares(g), one)
+    yield Case("sum_of_squares", lambda: update.sums_of_squares([g]), one)
 
 
 def bench(

@@ -73,6 +73,26 @@ def test_heads_are_split_and_merged(parts):
         assert np.array_equal(F.merge_heads(part).data, x[:, :, start : start + heads * width])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"dropout_p": 0.3}], ids=str)
+def test_self_attention_is_the_three_ops_it_stands_for(dtype, options):
+    """To the bit, whatever the strides of the input and of its gradient."""
+    x = np.asfortranarray(normal(2, 70, 3 * 3 * 4).astype(dtype))
+    cotangent = normal(70, 2, 3 * 4).astype(dtype).swapaxes(0, 1)
+    found = []
+    for in_one in (True, False):
+        qkv, more = Tensor(x, requires_grad=True), {**options, "rng": np.random.default_rng(1)}
+        if in_one:
+            y = F.self_attention(qkv, 3, **more)
+        else:
+            parts = F.split_heads(qkv, 3, 3)
+            y = F.merge_heads(F.scaled_dot_product_attention(*parts, **more))
+        y.backward(cotangent)
+        found.append((y.data, qkv.grad))
+    assert found[0][0].dtype == found[0][1].dtype == dtype
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("padding_idx", [None, 1, -1])
 def test_embedding(padding_idx):
     ids = np.array([[0, 3, 3], [1, 5, 1]])
@@ -353,6 +373,17 @@ ERRORS = {
     ),
     "split_heads width": (ValueError, "2 x 2 heads", lambda: F.split_heads(ones((1, 2, 6)), 2, 2)),
     "split_heads none": (ValueError, "1 x 0 heads", lambda: F.split_heads(ones((1, 2, 6)), 0)),
+    "split_heads half": (TypeError, "1.5", lambda: F.split_heads(ones((1, 2, 6)), 1.5)),
+    "self_attention width": (
+        ValueError,
+        r"self_attention.*\(1, 2, 8\).*3 x 2 heads",
+        lambda: F.self_attention(ones((1, 2, 8)), 2),
+    ),
+    "self_attention p": (
+        ValueError,
+        "self_attention: dropout_p.*1.5",
+        lambda: F.self_attention(ones((1, 2, 6)), 2, 1.5),
+    ),
     "merge_heads axes": (ValueError, r"\(2, 3\), expected", lambda: F.merge_heads(X)),
     "linear dtype": (TypeError, "float64.*float32", lambda: F.linear(X, ones((4, 3), np.float32))),
     "linear text": (TypeError, "<U1", lambda: F.linear("a", X)),

@@ -186,7 +186,7 @@ def test_updates(n, c, dtype):
     update.sgd(*arrays[:3], **numbers)
     naive.sgd(*slow[:3], **numbers)
     close(arrays[0], slow[0], dtype)
-    total = update.sum_of_squares(arrays[1])
+    total = update.sums_of_squares([arrays[1]])[0]
     assert total == pytest.approx(sum(float(x) ** 2 for x in arrays[1].ravel()), rel=1e-12)
 
 
@@ -199,7 +199,7 @@ def test_what_is_not_finite_comes_through(dtype, bad):
         gelu = elementwise.gelu(x, True)
         y = normalize.layer_norm(x, None, None, 1e-5, True)[0]
         losses, _ = cross_entropy.cross_entropy(x, cross_entropy.Target(np.array([0, 0, 17])))
-        total = update.sum_of_squares(x)
+        total = update.sums_of_squares([x])[0]
         sums = normalize.column_sums(x)
         heads = x[None, None]
         seen = attention.attention(heads, heads, heads, attention.Options(1.0, True))[0][0, 0]

@@ -144,7 +144,8 @@ def test_every_public_name_exists():
     assert [name for name in names if not hasattr(tg, name)] == []
     assert sorted(tg.__all__) == tg.__all__
     functional = """linear embedding layer_norm rms_norm gelu softmax cross_entropy
-    linear_cross_entropy dropout scaled_dot_product_attention split_heads merge_heads""".split()
+    linear_cross_entropy dropout scaled_dot_product_attention self_attention
+    split_heads merge_heads""".split()
     assert [name for name in functional if not hasattr(tg.functional, name)] == []
     layers = """Module Parameter Linear Embedding LayerNorm RMSNorm Dropout Sequential
     ModuleList""".split()

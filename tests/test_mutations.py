@@ -61,6 +61,7 @@ HEALTHY = {
     ops.Power: (lambda a, b: a**b, SQUARE, OTHER),
     ops.Relu: (lambda x: x.relu(), SQUARE - 1.01),
     ops.Reshape: (lambda x: x.reshape(9), SQUARE),
+    ops.SelfAttention: (lambda x: F.self_attention(x.reshape(1, 3, 3), 1, is_causal=True), SQUARE),
     ops.Sigmoid: (lambda x: x.sigmoid(), SQUARE),
     ops.Softmax: (lambda x: x.softmax(), SQUARE),
     ops.Split: (lambda x: x.split(2), SQUARE),

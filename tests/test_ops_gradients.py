@@ -298,6 +298,17 @@ def _(d):
     return lambda x: F.split_heads(x, heads, parts)[used], *x
 
 
+@entry("functional.self_attention")
+def _(d):
+    (b, t, heads, width), causal = (
+        d.pick((2, 3, 2, 2), (1, 1, 1, 1), (2, 0, 3, 1), (0, 2, 1, 3), (1, 2, 2, 0)),
+        d.pick(True, False),
+    )
+    p, rng = d.pick(0.0, 0.4), np.random.default_rng
+    attend = F.self_attention
+    return lambda x: attend(x, heads, p, causal, rng=rng(5)), *d.values((b, t, 3 * heads * width))
+
+
 @entry("functional.merge_heads")
 def _(d):
     return F.merge_heads, *d.values(d.pick((2, 3, 2, 2), (1, 1, 1, 1), (2, 0, 3, 1), (1, 3, 2, 1)))
@@ -489,7 +500,7 @@ NOT_OPS = set(
 )
 CHECKS_IN_FUNCTIONAL = set(
     "as_tensor as_ids same_dtype need_shape check_linear check_padding_idx normalize as_reduction "
-    "as_target as_probability as_generator four_axes as_mask repeat_heads".split()
+    "head_size as_target as_probability as_generator four_axes as_mask repeat_heads".split()
 )
 
 

@@ -123,6 +123,39 @@ def test_parameters_without_gradient_stay():
     assert params[0].grad is None
 
 
+def test_parameters_are_updated_together_as_they_would_be_alone():
+    """Large and small, decaying or not, in three dtypes and another memory order."""
+    rng = np.random.default_rng(0)
+    shapes = [(3, 5), (70_000,), (0,), (1,), (300, 200), (4,), (2, 2)]
+    dtypes = [np.float32, np.float32, np.float32, np.float64, np.float32, np.float16, np.float16]
+    numbers = [rng.standard_normal((2, *s)).astype(t) for s, t in zip(shapes, dtypes, strict=True)]
+
+    def trained(groups):
+        parameters = [Parameter(w) for w, _ in numbers]
+        optimizers = [AdamW([parameters[i] for i in group], 0.1) for group in groups]
+        for p, (_, g) in zip(parameters, numbers, strict=True):
+            p.grad = np.asfortranarray(g)
+        norm = clip_grad_norm_(parameters, 1.0)
+        clipped = [p.grad.copy() for p in parameters]
+        for optimizer in optimizers:
+            optimizer.step()
+        return norm, [*clipped, *(p.numpy() for p in parameters)]
+
+    norm, together = trained([range(len(shapes))])
+    alone = trained([[i] for i in range(len(shapes))])[1]
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(together, alone))
+    assert norm == pytest.approx(math.sqrt(sum((g.astype(float) ** 2).sum() for _, g in numbers)))
+    for found, (_, g) in zip(together, numbers, strict=False):
+        assert np.array_equal(found, g * g.dtype.type(1 / (norm + 1e-6)))
+
+
+def test_clipping_scales_a_parameter_once_however_often_it_is_listed():
+    parameter = Parameter(np.zeros(4, np.float32))
+    parameter.grad = np.full(4, 2, np.float32)
+    assert clip_grad_norm_([parameter, parameter], 1.0) == 4
+    assert np.allclose(parameter.grad, 0.5)
+
+
 def test_state_dict_round_trip_is_bit_equal():
     def train(params, optimizer, steps):
         for step in steps:

@@ -102,11 +102,6 @@ class Parameter(Tensor):
     def dtype(self) -> np.dtype:
         return self.storage.dtype
 
-    def update(self, function: Callable[..., None], state: tuple[str, ...], **numbers: Any) -> None:
-        """`function(data, grad, *state arrays, **numbers)`, in place, where the numbers live."""
-        self.storage.update(function, state, **numbers)
-        self._version[0] += 1
-
 
 class Module:
     """Holds parameters and submodules as plain attributes; subclasses write `forward`."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from .kernels import update
 from .nn import Parameter
+from .storage import ArrayStorage, Storage
 
 
 def positive(name: str, value: float, zero: bool = True) -> float:
@@ -73,14 +74,25 @@ class Optimizer:
             parameter.zero_grad()
 
     def step(self) -> None:
-        """Updates every parameter that has a gradient."""
+        """Updates every parameter that has a gradient.
+
+        Arrays that take the same numbers go together; what lives elsewhere goes alone, in order.
+        """
         self._check_state()
         self.steps += 1
+        groups: dict[Any, list[Storage]] = {}
         for parameter in self.params:
-            if parameter.storage.has_grad:
-                self.update(parameter)
+            storage = parameter.storage
+            if storage.has_grad:
+                decays = len(storage.shape) >= 2
+                alike = decays if isinstance(storage, ArrayStorage) else (decays, storage)
+                groups.setdefault(alike, []).append(storage)
+                parameter._version[0] += 1
+        for storages in groups.values():
+            self.update(storages, len(storages[0].shape) >= 2)
 
-    def update(self, parameter: Parameter) -> None:
+    def update(self, storages: list[Storage], decays: bool) -> None:
+        """Updates storages of one kind, all of which decay or none."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,13 +141,14 @@ class SGD(Optimizer):
         self.state_names = ("velocity",) if momentum else ()
         super().__init__(params, lr)
 
-    def update(self, parameter: Parameter) -> None:
-        parameter.update(
+    def update(self, storages: list[Storage], decays: bool) -> None:
+        storages[0].update_of(
+            storages,
             update.sgd,
             self.state_names,
             lr=self.lr,
             momentum=self.momentum,
-            weight_decay=self.weight_decay if parameter.ndim >= 2 else 0.0,
+            weight_decay=self.weight_decay if decays else 0.0,
         )
 
 
@@ -160,15 +173,16 @@ class AdamW(Optimizer):
         self.weight_decay = positive("weight_decay", weight_decay)
         super().__init__(params, lr)
 
-    def update(self, parameter: Parameter) -> None:
-        parameter.update(
+    def update(self, storages: list[Storage], decays: bool) -> None:
+        storages[0].update_of(
+            storages,
             update.adamw,
             self.state_names,
             lr=self.lr,
             beta1=self.betas[0],
             beta2=self.betas[1],
             eps=self.eps,
-            weight_decay=self.weight_decay if parameter.ndim >= 2 else 0.0,
+            weight_decay=self.weight_decay if decays else 0.0,
             step=self.steps,
         )
 
@@ -184,10 +198,17 @@ def clip_grad_norm_(params: Iterable[Parameter], max_norm: float) -> float:
             raise TypeError(f"clipping scales nn.Parameters, got {type(parameter).__name__}")
     if not max_norm >= 0:  # infinity is allowed: it measures and clips nothing
         raise ValueError(f"max_norm must be at least 0, got {max_norm}")
-    norm = math.sqrt(sum(p.storage.grad_squares() for p in params if p.storage.has_grad))
+    storages = list({p.storage: None for p in params if p.storage.has_grad})
+    kinds = {type(storage): [] for storage in storages}
+    for storage in storages:
+        kinds[type(storage)].append(storage)
+    squares = {}
+    for kind, alike in kinds.items():
+        squares |= zip(alike, kind.grad_squares_of(alike), strict=True)
+    norm = math.sqrt(sum(squares[storage] for storage in storages))
     if math.isfinite(norm) and norm > max_norm:
-        for parameter in params:
-            parameter.storage.scale_grad(max_norm / (norm + 1e-6))
+        for kind, alike in kinds.items():
+            kind.scale_grad_of(alike, max_norm / (norm + 1e-6))
     return norm
 
 

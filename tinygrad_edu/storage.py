@@ -11,7 +11,7 @@ order is written where it belongs, so that nothing has to be filled with zeros f
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from .kernels import empty, zeros
 from .kernels.blocks import Rows
 from .kernels.elementwise import add
-from .kernels.update import sum_of_squares
+from .kernels.update import scale, sums_of_squares
 from .locks import locks
 
 CHUNK = 1 << 20  # elements per piece where numbers are read or written in order
@@ -155,6 +155,28 @@ class Storage:
         """`function(data, grad, *state arrays, **numbers)`, in place and element by element."""
         raise NotImplementedError
 
+    # The same for several different storages of this kind, which may be faster than one by one.
+
+    @classmethod
+    def grad_squares_of(cls, storages: Sequence["Storage"]) -> list[float]:
+        return [storage.grad_squares() for storage in storages]
+
+    @classmethod
+    def scale_grad_of(cls, storages: Sequence["Storage"], factor: float) -> None:
+        for storage in storages:
+            storage.scale_grad(factor)
+
+    @classmethod
+    def update_of(
+        cls,
+        storages: Sequence["Storage"],
+        function: Callable,
+        state: tuple[str, ...],
+        **numbers: Any,
+    ) -> None:
+        for storage in storages:
+            storage.update(function, state, **numbers)
+
 
 class ArrayStorage(Storage):
     """Plain arrays in memory."""
@@ -239,17 +261,32 @@ class ArrayStorage(Storage):
         self._grad[rows] += values
 
     def grad_squares(self) -> float:
-        return sum_of_squares(self.grad)
+        return self.grad_squares_of([self])[0]
 
     def scale_grad(self, factor: float) -> None:
-        if self.has_grad:
-            grad = self.grad
-            grad *= self.dtype.type(factor)
+        self.scale_grad_of([self], factor)
 
     def update(self, function: Callable[..., None], state: tuple[str, ...], **numbers: Any) -> None:
-        if self.array in locks:  # a graph still holds the old numbers: leave them to it
-            self.array = self.array.copy()
-        function(self.array, self.grad, *(self.state[name] for name in state), **numbers)
+        self.update_of([self], function, state, **numbers)
+
+    @classmethod
+    def grad_squares_of(cls, storages: Sequence[Storage]) -> list[float]:
+        return sums_of_squares([storage.grad for storage in storages])
+
+    @classmethod
+    def scale_grad_of(cls, storages: Sequence[Storage], factor: float) -> None:
+        scale([storage.grad for storage in storages if storage.has_grad], factor)
+
+    @classmethod
+    def update_of(
+        cls, storages: Sequence[Storage], function: Callable, state: tuple[str, ...], **numbers: Any
+    ) -> None:
+        for storage in storages:
+            if storage.array in locks:  # a graph still holds the old numbers: leave them to it
+                storage.array = storage.array.copy()
+        states = ([storage.state[name] for storage in storages] for name in state)
+        data, grads = [s.array for s in storages], [s.grad for s in storages]
+        function(data, grads, *states, **numbers)
 
 
 def placed(chunks: Iterable[np.ndarray], size: int | None = None) -> Iterator[tuple[int, Any]]:

@@ -204,13 +204,14 @@ def test_flops_are_those_of_the_formula():
         ("Matmul", ((3,), (3,)), 2 * 3),
         ("Matmul", ((2, 1, 5, 3), (6, 3, 4)), 2 * 12 * 5 * 3 * 4),
         ("Attention", ((2, 3, 8, 4), (2, 3, 8, 4), (2, 3, 8, 4), None), 6 * 8 * 8 * 8),
+        ("SelfAttention", ((2, 8, 36), None), 6 * 8 * 8 * 8),  # the same, side by side
         ("LinearCrossEntropy", ((6, 3), (9, 3), None), 2 * 6 * 3 * 9),
         ("Add", ((5, 3), (5, 3)), 0),
     ],
 )
 def test_flops_of_an_op(op, shapes, forward):
     assert op_flops(op, "forward", shapes) == forward
-    times = {"Attention": 2.5, "LinearCrossEntropy": 3}.get(op, 2)
+    times = {"Attention": 2.5, "SelfAttention": 2.5, "LinearCrossEntropy": 3}.get(op, 2)
     assert op_flops(op, "backward", shapes) == times * forward
     kept = 2 if op == "LinearCrossEntropy" else times
     assert op_flops(op, "backward", shapes, keeps_logits=True) == kept * forward
@@ -223,6 +224,7 @@ def test_flops_of_an_op(op, shapes, forward):
         ("Matmul", ((5, 3), (3, 4)), 15 + 12 + 20),
         ("Matmul", ((0, 0), (0, 4)), 0),
         ("Attention", ((2, 3, 8, 4), (2, 3, 9, 4), (2, 3, 9, 5), None), 6 * (32 + 36 + 45 + 40)),
+        ("SelfAttention", ((2, 8, 36), None), 6 * 4 * 32),
         ("LinearCrossEntropy", ((6, 3), (9, 3), (6,)), 18 + 27 + 2 * 54),
     ],
 )
@@ -245,12 +247,14 @@ def test_attention_computes_whole_blocks_of_queries():
         return (1, 1, t, 4), (1, 1, s, 4), (1, 1, s, 4)
 
     q = QUERIES
-    assert whole_blocks(shapes(q, q)) == 2.0  # one block: nothing is left out
-    assert whole_blocks(shapes(2 * q, 2 * q)) == 2 * (q * q + q * 2 * q) / (2 * q) ** 2
-    assert whole_blocks(shapes(1, 1)) == 2 * q  # one query costs as much as a block
-    assert whole_blocks(shapes(q, 3 * q)) == 2.0
-    assert 1 < whole_blocks(shapes(100 * q, 100 * q)) < 1.02
-    assert whole_blocks(shapes(0, 0)) == 1.0
+    assert whole_blocks("Attention", shapes(q, q)) == 2.0  # one block: nothing is left out
+    assert whole_blocks("Attention", shapes(2 * q, 2 * q)) == 2 * (q * q + q * 2 * q) / (2 * q) ** 2
+    assert whole_blocks("Attention", shapes(1, 1)) == 2 * q  # one query costs as much as a block
+    assert whole_blocks("Attention", shapes(q, 3 * q)) == 2.0
+    assert 1 < whole_blocks("Attention", shapes(100 * q, 100 * q)) < 1.02
+    assert whole_blocks("Attention", shapes(0, 0)) == 1.0
+    together = whole_blocks("SelfAttention", ((1, 2 * q, 12), None))
+    assert together == whole_blocks("Attention", shapes(2 * q, 2 * q))
 
 
 def test_works_count_ops_transfers_and_the_memory_that_is_mapped():

@@ -35,10 +35,14 @@ from numba import carray, cfunc, config, njit, prange, types
 from numba.extending import intrinsic
 
 from . import jit, switch
+from .allocator import aligned_block
 from .objects import DATA, word
 
-ARRAYS, SIZES, NUMBERS = 16, 64, 8  # what the block has room for, before the counters
+ARRAYS, SIZES, NUMBERS = 16, 64, 8  # what a block has room for, before the count of pieces
+COUNT = 8 * (ARRAYS + SIZES + NUMBERS)  # where in a block that is, in bytes
 COUNTER = 64  # bytes from one thread's counter to the next one's: a cache line each
+COUNTERS = -(-(COUNT + 8) // COUNTER) * COUNTER
+BLOCK = COUNTERS + COUNTER * config.NUMBA_NUM_THREADS
 SMALL = 1 << 15  # elements: below this, waking a second thread costs more than it helps
 
 _threads = config.NUMBA_NUM_THREADS
@@ -109,7 +113,8 @@ def pieces(rows: int, row_size: int, grain: int = SMALL // 2) -> tuple[int, int]
 def _take(typingctx, address, block, place, end, slot):
     """Calls the task at `address` for the pieces that the counter at `place` gives out, to `end`.
 
-    The block: array pointers, sizes, numbers, 8 bytes each; then the counters, one per thread.
+    The block: array pointers, sizes, numbers, the count of pieces, 8 bytes each; then the counters,
+    one per thread.
     """
 
     def codegen(context, builder, signature, args):
@@ -155,23 +160,27 @@ def _read_pointers(block, count):
 
 
 @njit
-def _share(address, block, counters, count, threads, slot):
-    """This thread's share of the pieces, then what is left of the others'."""
-    for i in range(threads):
-        owner = (slot + i) % threads
-        _take(address, block, counters + COUNTER * owner, (owner + 1) * count // threads, slot)
+def _share(address, blocks, calls, stride, threads, slot):
+    """Of each call this thread's share of the pieces, then what is left of the others'."""
+    for block in range(blocks, blocks + calls * stride, stride):
+        count, counters = word(block + COUNT), block + COUNTERS
+        for i in range(threads):
+            owner = (slot + i) % threads
+            _take(address, block, counters + COUNTER * owner, (owner + 1) * count // threads, slot)
 
 
-def launch(address, block, counters, arrays, count, threads):
-    """Runs `count` pieces of the task at `address` on `threads` threads."""
-    _read_pointers(block, arrays)
-    for slot in range(threads):
-        _write(counters + COUNTER * slot, slot * count // threads)
+def launch(address, blocks, calls, stride, arrays, threads):
+    """Runs the task at `address` on `threads` threads, for each block of arguments."""
+    for block in range(blocks, blocks + calls * stride, stride):
+        _read_pointers(block, arrays)
+        for slot in range(threads):
+            count = word(block + COUNT)
+            _write(block + COUNTERS + COUNTER * slot, slot * count // threads)
     if threads == 1:
-        _share(address, block, counters, count, 1, 0)
+        _share(address, blocks, calls, stride, 1, 0)
     else:
         for slot in prange(threads):
-            _share(address, block, counters, count, threads, slot)
+            _share(address, blocks, calls, stride, threads, slot)
 
 
 _launch = jit.Kernel(
@@ -179,21 +188,19 @@ _launch = jit.Kernel(
 )
 
 
-class Block:
-    """The memory that carries one call's arguments, one per Python thread."""
+class Blocks:
+    """The memory that carries the arguments of some calls, one per Python thread."""
 
-    def __init__(self) -> None:
-        words = ARRAYS + SIZES + NUMBERS
-        self.memory = np.zeros(words + (config.NUMBA_NUM_THREADS + 1) * COUNTER // 8, np.int64)
+    def __init__(self, calls: int) -> None:
+        self.calls, self.memory = calls, aligned_block(calls * BLOCK)
         self.address = self.memory.ctypes.data
-        self.counters = -(-(self.address + 8 * words) // COUNTER) * COUNTER
 
 
 @functools.cache
 def layout(arrays: int, sizes: int, numbers: int) -> struct.Struct:
     """How so many arguments lie in a block."""
-    gaps = 8 * (ARRAYS - arrays), 8 * (SIZES - sizes)
-    return struct.Struct(f"{arrays}q{gaps[0]}x{sizes}q{gaps[1]}x{numbers}d")
+    fields = (arrays, "q", ARRAYS), (sizes, "q", SIZES), (numbers, "d", NUMBERS)
+    return struct.Struct("".join(f"{n}{kind}{8 * (room - n)}x" for n, kind, room in fields) + "q")
 
 
 class Task:
@@ -216,19 +223,25 @@ class Task:
 
         The task sees no shapes or strides: callers pass contiguous arrays, or strides as sizes.
         """
+        self.each([(count, arrays, sizes, numbers)], small)
+
+    def each(self, calls: Sequence[tuple], small: bool = False) -> None:
+        """Several calls that do not need each other, all of one dtype, at the price of one."""
         if switch.off:
             return
-        dtype = arrays[0].dtype.char
+        dtype = calls[0][1][0].dtype.char
         address, start, _ = self.compiled.get(dtype) or self.compile(dtype)
-        try:
-            block = _local.block
-        except AttributeError:
-            block = _local.block = Block()
-        held = [0 if a is None else id(a) for a in arrays]
-        how = layout(len(held), len(sizes), len(numbers))
-        how.pack_into(block.memory, 0, *held, *sizes, *numbers)
-        workers = 1 if small or count == 1 else min(_threads, count)
-        start(address, block.address, block.counters, len(held), count, workers)
+        blocks = _local.__dict__.get("blocks")
+        if blocks is None or blocks.calls < len(calls):
+            blocks = _local.blocks = Blocks(len(calls))
+        memory, pieces, place = blocks.memory, 0, 0
+        for count, arrays, sizes, numbers in calls:
+            held = [0 if a is None else id(a) for a in arrays]
+            how = layout(len(held), len(sizes), len(numbers))
+            how.pack_into(memory, place, *held, *sizes, *numbers, count)
+            pieces, place = pieces + count, place + BLOCK
+        workers = 1 if small else min(_threads, pieces)
+        start(address, blocks.address, len(calls), BLOCK, len(held), workers)
 
     def compile(self, dtype: str) -> tuple:
         scalar = {"f": types.float32, "d": types.float64}[dtype]

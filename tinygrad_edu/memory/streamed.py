@@ -240,7 +240,7 @@ class StreamedStorage(Storage):
             yield start, piece
 
     def grad_squares(self) -> float:
-        totals = [piece_squares(piece) for _, piece in self._gradient_pieces(GRID)]
+        totals = [piece_squares([piece])[0] for _, piece in self._gradient_pieces(GRID)]
         return squares_from(np.concatenate(totals) if totals else np.zeros(0))
 
     def scale_grad(self, factor: float) -> None:

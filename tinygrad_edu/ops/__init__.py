@@ -55,6 +55,6 @@ from .reduce import LogSoftmax, Max, Mean, Min, Softmax, Sum, Variance
 CATALOGUE = (
     Abs, Add, Attention, Cast, Clip, Concatenate, CrossEntropy, Divide, Dropout, Einsum, Embedding,
     Exp, Gelu, Index, LayerNorm, Linear, LinearCrossEntropy, Log, LogSoftmax, Matmul, Max, Maximum,
-    Mean, MergeHeads, Min, Minimum, Multiply, Negate, Permute, Power, Relu, Reshape,
-    SelfAttention, Sigmoid, Softmax, Split, SplitHeads, Sqrt, Stack, Subtract, Sum, Tanh, Variance, Where,
+    Mean, MergeHeads, Min, Minimum, Multiply, Negate, Permute, Power, Relu, Reshape, SelfAttention,
+    Sigmoid, Softmax, Split, SplitHeads, Sqrt, Stack, Subtract, Sum, Tanh, Variance, Where,
 )  # fmt: skip
