@@ -21,6 +21,8 @@ from .tensor import Tensor, apply, floating
 
 def as_tensor(x: Any) -> Tensor:
     """`x` as a floating-point Tensor."""
+    if isinstance(x, Tensor) and x.dtype.kind == "f":
+        return x
     return floating(x if isinstance(x, Tensor) else Tensor(x))
 
 
@@ -39,8 +41,8 @@ def as_ids(ids: Any, name: str, high: int, ignore_index: int | None = None) -> n
 
 
 def same_dtype(name: str, **tensors: Tensor | None) -> None:
-    if len({x.dtype for x in tensors.values() if x is not None}) > 1:
-        dtypes = {key: x.dtype for key, x in tensors.items() if x is not None}
+    dtypes = {key: x.dtype for key, x in tensors.items() if x is not None}
+    if len(set(dtypes.values())) > 1:
         listing = ", ".join(f"{key} {dtype}" for key, dtype in dtypes.items())
         raise TypeError(f"{name} needs one dtype, got {listing}")
 

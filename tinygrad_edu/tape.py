@@ -217,7 +217,7 @@ class Context:
                 locks.unlock(entry[1])
 
     def __del__(self) -> None:
-        if locks is not None:  # it is None when the interpreter is closing
+        if self._saved and locks is not None:  # it is None when the interpreter is closing
             self._unlock()
 
     def _backward(self, grads: list[np.ndarray | None]) -> list[list[np.ndarray] | None]:
@@ -232,10 +232,15 @@ class Context:
         results = list(results) if isinstance(results, (tuple, list)) else [results]
         if len(results) != len(self._edges):
             self._match(results)
+        shapes, dtypes = self.input_shapes, self._dtypes
         for i, needed in enumerate(self.needs_input_grad):
             given = results[i]
             if not needed:
                 results[i] = None
+            elif (
+                type(given) is np.ndarray and given.shape == shapes[i] and given.dtype is dtypes[i]
+            ):
+                results[i] = (given,)
             elif given is None:
                 raise RuntimeError(
                     f"{self._op.__name__}.backward gave None for input {i}, which needs a "
@@ -261,7 +266,9 @@ class Context:
 
     def _fit(self, grad: Any, i: int) -> np.ndarray:
         """A gradient in the shape and dtype of input `i`."""
-        grad, shape, dtype = np.asarray(grad), self.input_shapes[i], self._dtypes[i]
+        shape, dtype = self.input_shapes[i], self._dtypes[i]
+        if type(grad) is not np.ndarray:
+            grad = np.asarray(grad)
         if grad.shape != shape:
             grad = unbroadcast(grad, shape, f"{self._op.__name__}.backward, input {i}")
         return grad if grad.dtype is dtype else grad.astype(dtype, copy=False)

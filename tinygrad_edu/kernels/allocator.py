@@ -52,7 +52,7 @@ class Recycler:
         self.live_bytes += block_bytes
         if self.live_bytes > self.peak_bytes:
             self.peak_bytes = self.live_bytes
-        return np.ndarray(shape, dtype, buffer=lease(block, self))
+        return np.ndarray(shape, dtype, lease(block, self))
 
     def give_back(self, held: "ctypes.Array") -> None:
         block, nbytes = held.block, held.block.nbytes

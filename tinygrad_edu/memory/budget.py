@@ -67,7 +67,7 @@ class Budget:
         if self._in_use[size] > self._most[size]:
             self._most[size] += 1
             self.footprint += size if size >= MAPPED else 0
-        return np.ndarray(shape, dtype, buffer=held)
+        return np.ndarray(shape, dtype, held)
 
     def give_back(self, held: Any) -> None:
         """Called when the last array in a block has died."""

@@ -64,8 +64,9 @@ class Linear:
         ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
         rows, (n, k) = rows_of(x), weight.shape
         units = row_units(n, k * weight.dtype.itemsize)
-        more = {"bias": bias, "residual": None if residual is None else rows_of(residual)}
-        more = {name: x for name, x in more.items() if x is not None}
+        more = {} if bias is None else {"bias": bias}
+        if residual is not None:
+            more["residual"] = rows_of(residual)
         if len(units) == 1:
             out = matmul(rows, weight.rows(0, n).T, **more)
         else:

@@ -204,7 +204,7 @@ def _vectors(a, b, out, bias, accumulate):
 def _check_arrays(*arrays):
     """Compiled code reads array objects as they are: nothing else may pass for one."""
     for x in arrays:
-        if not isinstance(x, np.ndarray):
+        if type(x) is not np.ndarray and not isinstance(x, np.ndarray):
             raise TypeError(f"matmul needs NumPy arrays, got {type(x).__name__}")
 
 
@@ -243,8 +243,8 @@ def _space(name, count, dtype):
 
     It is kept from call to call, unless it is large, or not small and somebody counts memory.
     """
-    size = dtype.itemsize
-    if count * size > (COUNTED_BYTES if is_counted() else KEPT_BYTES):
+    nbytes = count * dtype.itemsize
+    if nbytes > COUNTED_BYTES and (nbytes > KEPT_BYTES or is_counted()):
         return empty((count,), dtype, "workspace")
     spaces = _local.__dict__
     space = spaces.get((name, dtype.char))
@@ -310,14 +310,14 @@ def _contiguous(x, axis):
 def _product(a, b, out, bias, add, extra=None, todo=0):
     """One product of two matrices, none of them empty; `todo`, with `extra`: see `finish`."""
     (m, k), n = a.shape, b.shape[1]
-    if n <= FEW < m or (not _contiguous(out, 1) and _contiguous(out, 0)):
+    rows = _contiguous(out, 1)
+    if n <= FEW < m or (not rows and _contiguous(out, 0)):
         a, b, out, bias, m, n = b.T, a.T, out.T, None if bias is None else bias.T, n, m
+        rows = _contiguous(out, 1)
     size, dtype = a.itemsize, a.dtype
     k_step, n_step = b.strides
     thin = m <= FEW and (n_step == size or k_step == size)
-    if not _contiguous(out, 1) and (
-        not thin or n_step == size
-    ):  # only dot products can store anywhere
+    if not rows and (not thin or n_step == size):  # only dot products can store anywhere
         result = np.empty(out.shape, dtype)
         _product(a, b, result, bias, False)
         np.add(out, result, out=out) if add else np.copyto(out, result)
