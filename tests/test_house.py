@@ -25,6 +25,7 @@ ROWS = [
     ),
     (
         "tinygrad_edu.storage",
+        "tinygrad_edu.arguments",
         "tinygrad_edu.nn",
         "tinygrad_edu.functional",
         "tinygrad_edu.recompute",

@@ -1,7 +1,7 @@
 """The functions of a neural network: PyTorch's names, argument order and meaning.
 
-Each checks shapes and dtypes first, so that a mistake raises here and names what was given, and
-then applies one fused op.
+Each checks shapes and dtypes first (see `arguments.py`), so that a mistake raises here and names
+what was given, and then applies one fused op.
 """
 
 import math
@@ -12,44 +12,25 @@ from typing import Any
 import numpy as np
 
 from . import ops
+from .arguments import (
+    as_generator,
+    as_ids,
+    as_mask,
+    as_probability,
+    as_reduction,
+    as_target,
+    as_tensor,
+    check_linear,
+    check_padding_idx,
+    four_axes,
+    head_size,
+    need_shape,
+    repeat_heads,
+    same_dtype,
+)
 from .kernels.attention import Options
-from .kernels.blocks import rows_of
-from .kernels.cross_entropy import Target
 from .recompute import random_key
-from .tensor import Tensor, apply, floating
-
-
-def as_tensor(x: Any) -> Tensor:
-    """`x` as a floating-point Tensor."""
-    if isinstance(x, Tensor) and x.dtype.kind == "f":
-        return x
-    return floating(x if isinstance(x, Tensor) else Tensor(x))
-
-
-def as_ids(ids: Any, name: str, high: int, ignore_index: int | None = None) -> np.ndarray:
-    """Integer ids in [0, high) as an int64 array; `ignore_index` may appear among them."""
-    array = np.asarray(ids.data if isinstance(ids, Tensor) else ids)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} needs integers, got {array.dtype}: convert with .astype(np.int64)")
-    wrong = (array < 0) | (array >= high)
-    if ignore_index is not None:
-        wrong &= array != ignore_index
-    if wrong.any():
-        where = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise IndexError(f"{name}: {array[where]} at {where} is outside 0 .. {high - 1}")
-    return array.astype(np.int64)  # a copy: nobody can change it before backward
-
-
-def same_dtype(name: str, **tensors: Tensor | None) -> None:
-    dtypes = {key: x.dtype for key, x in tensors.items() if x is not None}
-    if len(set(dtypes.values())) > 1:
-        listing = ", ".join(f"{key} {dtype}" for key, dtype in dtypes.items())
-        raise TypeError(f"{name} needs one dtype, got {listing}")
-
-
-def need_shape(name: str, what: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
-    if x is not None and x.shape != shape:
-        raise ValueError(f"{name}: {what} has shape {x.shape}, expected {shape}")
+from .tensor import Tensor, apply
 
 
 def linear(input: Any, weight: Any, bias: Any = None, *, residual: Any = None) -> Tensor:
@@ -67,15 +48,6 @@ def linear(input: Any, weight: Any, bias: Any = None, *, residual: Any = None) -
     return apply(ops.Linear, x, w, b, r)
 
 
-def check_linear(name: str, x: Tensor, w: Tensor, b: Tensor | None) -> None:
-    if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[1]:
-        raise ValueError(
-            f"{name}: input {x.shape} and weight {w.shape} do not fit: expected (..., K) and (N, K)"
-        )
-    need_shape(name, "bias", b, (w.shape[0],))
-    same_dtype(name, input=x, weight=w, bias=b)
-
-
 def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor:
     """Rows of weight (V, C) picked by the ids in input (...) -> (..., C).
 
@@ -86,13 +58,6 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
         raise ValueError(f"embedding: weight has shape {w.shape}, expected (V, C)")
     check_padding_idx("embedding", padding_idx, len(w))
     return apply(ops.Embedding, w, as_ids(input, "embedding", len(w)), padding_idx=padding_idx)
-
-
-def check_padding_idx(name: str, padding_idx: int | None, rows: int) -> None:
-    if padding_idx is not None and not isinstance(padding_idx, numbers.Integral):
-        raise TypeError(f"{name}: padding_idx is a row number, got {padding_idx!r}")
-    if padding_idx is not None and not -rows <= padding_idx < rows:
-        raise ValueError(f"{name}: padding_idx {padding_idx} is outside the {rows} rows")
 
 
 def layer_norm(
@@ -214,67 +179,6 @@ def linear_cross_entropy(
     return loss.reshape(rest) if reduction == "none" else loss
 
 
-def as_reduction(reduction: str) -> str:
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f'reduction is "none", "mean" or "sum", got {reduction!r}')
-    return reduction
-
-
-def as_target(
-    name: str,
-    target: Any,
-    ids_shape: tuple[int, ...],
-    probabilities_shape: tuple[int, ...],
-    weight: Any,
-    ignore_index: int,
-    label_smoothing: float,
-    rows: Tensor,
-    class_axis: int,
-    n_classes: int | None = None,
-) -> Target:
-    """Checks a target and its options, and flattens it to one row per loss."""
-    if isinstance(target, Tensor):
-        if target.requires_grad:
-            raise ValueError(f"{name}: target gets no gradient: pass target.detach()")
-        target = target.data
-    array = np.asarray(target)
-    n_classes = rows.shape[1] if n_classes is None else n_classes
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"{name}: label_smoothing is between 0 and 1, got {label_smoothing}")
-    if array.dtype.kind == "f" and array.shape == probabilities_shape:
-        classes = rows_of(np.moveaxis(array, class_axis, -1)).astype(rows.dtype)
-    elif array.dtype.kind == "f":
-        raise ValueError(
-            f"{name}: target of dtype {array.dtype} and shape {array.shape}: expected class ids "
-            f"(integers) of shape {ids_shape} or probabilities of shape {probabilities_shape}"
-        )
-    else:
-        if array.shape != ids_shape:
-            raise ValueError(f"{name}: target has shape {array.shape}, expected {ids_shape}")
-        classes = as_ids(array, f"{name} target", n_classes, ignore_index).reshape(array.size)
-    if weight is not None:
-        weight = as_tensor(weight)
-        if weight.requires_grad:
-            raise ValueError(f"{name}: weight gets no gradient: pass weight.detach()")
-        need_shape(name, "weight", weight, (n_classes,))
-        weight = weight.data.astype(rows.dtype)
-    return Target(classes, weight, ignore_index, float(label_smoothing))
-
-
-def as_probability(p: float, name: str) -> float:
-    if not 0 <= p <= 1:
-        raise ValueError(f"{name} is a probability between 0 and 1, got {p}")
-    return float(p)
-
-
-def as_generator(rng: np.random.Generator | None, name: str) -> np.random.Generator:
-    if rng is None:
-        return np.random.default_rng()
-    if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"{name}: rng is a numpy.random.Generator, got {type(rng).__name__}")
-    return rng
-
-
 def dropout(
     input: Any, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None
 ) -> Tensor:
@@ -374,61 +278,9 @@ def split_heads(input: Any, n_head: int, parts: int = 1) -> tuple[Tensor, ...]:
     return apply(ops.SplitHeads, x, n_head=n_head, parts=parts)
 
 
-def head_size(name: str, x: Tensor, n_head: int, parts: int) -> int:
-    """The width of a head; raises unless x (B, T, parts * C) can be cut into heads."""
-    for count in (n_head, parts):
-        if not isinstance(count, numbers.Integral):
-            raise TypeError(f"{name} counts heads in whole numbers, got {count!r}")
-    if x.ndim != 3 or min(n_head, parts) < 1 or x.shape[2] % (n_head * parts):
-        raise ValueError(
-            f"{name}: input {x.shape}, expected (B, T, C) with C a multiple of "
-            f"{parts} x {n_head} heads"
-        )
-    return x.shape[2] // (n_head * parts)
-
-
 def merge_heads(input: Any) -> Tensor:
     """input (B, H, T, D) -> (B, T, H * D): what every head found, side by side for each token."""
     x = as_tensor(input)
     if x.ndim != 4:
         raise ValueError(f"merge_heads: input has shape {x.shape}, expected (B, H, T, D)")
     return apply(ops.MergeHeads, x)
-
-
-def four_axes(x: Tensor) -> Tensor:
-    """(..., T, D) -> (B, H, T, D)"""
-    if x.ndim == 4:
-        return x
-    lead = (1,) * max(0, 4 - x.ndim) + x.shape[:-2]
-    return x.reshape(math.prod(lead[:-1]), lead[-1], *x.shape[-2:])
-
-
-def as_mask(name: str, attn_mask: Any, q: Tensor, s: int) -> np.ndarray:
-    if isinstance(attn_mask, Tensor):
-        if attn_mask.requires_grad:
-            raise ValueError(f"{name}: attn_mask gets no gradient: pass attn_mask.detach()")
-        attn_mask = attn_mask.data
-    mask = np.asarray(attn_mask)
-    full = (*q.shape[:-1], s)
-    if mask.dtype.kind not in "bf":
-        raise TypeError(f"{name}: attn_mask is boolean or floating-point, got {mask.dtype}")
-    try:
-        fits = np.broadcast_shapes(mask.shape, full) == full
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(f"{name}: attn_mask {mask.shape} does not broadcast to {full}")
-    mask = mask.astype(bool if mask.dtype == bool else q.dtype)  # a copy: backward reads it again
-    if q.ndim > 4:  # (A, B, H, T, S): the leading axes are merged, so they must be spelled out
-        mask = np.broadcast_to(mask, (*full[:-2], *mask.shape[-2:]) if mask.ndim > 1 else full)
-        return mask.reshape(math.prod(full[:-3]), full[-3], *mask.shape[-2:])
-    return mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-
-
-def repeat_heads(name: str, q: Tensor, x: Tensor) -> Tensor:
-    """(..., G, S, D) -> (..., H, S, D): each of the G heads serves H / G query heads."""
-    if q.ndim < 3 or x.shape[-3] == 0 or q.shape[-3] % x.shape[-3]:
-        raise ValueError(f"{name}: {x.shape} cannot share its heads among those of {q.shape}")
-    times = q.shape[-3] // x.shape[-3]
-    picks = np.repeat(np.arange(x.shape[-3]), times)
-    return x[(..., picks, slice(None), slice(None))] if times > 1 else x

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import functional as F
 from . import tape
+from .arguments import as_generator, as_probability, check_padding_idx
 from .kernels.blocks import row_units
 from .storage import WEIGHT, Storage, new_storage
 from .tensor import Tensor, as_numbers
@@ -269,7 +270,7 @@ class Linear(Module):
         rng: np.random.Generator | None = None,
         init: Init | None = None,
     ) -> None:
-        rng, default = F.as_generator(rng, "Linear"), uniform(1 / math.sqrt(max(1, in_features)))
+        rng, default = as_generator(rng, "Linear"), uniform(1 / math.sqrt(max(1, in_features)))
         self.weight = Parameter.drawn(init or default, rng, (out_features, in_features))
         zeros = np.zeros(out_features, np.float32)
         start = zeros if init else default(rng, (out_features,)) if bias else None
@@ -294,8 +295,8 @@ class Embedding(Module):
         rng: np.random.Generator | None = None,
         init: Init | None = None,
     ) -> None:
-        rng = F.as_generator(rng, "Embedding")
-        F.check_padding_idx("Embedding", padding_idx, num_embeddings)
+        rng = as_generator(rng, "Embedding")
+        check_padding_idx("Embedding", padding_idx, num_embeddings)
         self.weight = Parameter.drawn(init or normal(1.0), rng, (num_embeddings, embedding_dim))
         self.padding_idx = padding_idx
         if padding_idx is not None:
@@ -341,7 +342,7 @@ class Dropout(Module):
     """Dropout while training; see `functional.dropout`."""
 
     def __init__(self, p: float = 0.5, rng: np.random.Generator | None = None) -> None:
-        self.p, self.rng = F.as_probability(p, "Dropout: p"), F.as_generator(rng, "Dropout")
+        self.p, self.rng = as_probability(p, "Dropout: p"), as_generator(rng, "Dropout")
 
     def forward(self, x: Any) -> Tensor:
         return F.dropout(x, self.p, self.training, self.rng)
