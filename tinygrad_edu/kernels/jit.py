@@ -19,6 +19,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+SPINS = "5000"  # turns of a loop, about a tenth of a millisecond
 NAMES = {"f": "float32", "d": "float64"}
 HERE = Path(__file__).resolve().parent
 
@@ -60,6 +61,26 @@ def cached(decorator, function, **options):
         numba.config.CACHE_DIR = before
 
 
+def start_threads():
+    """Starts Numba's threads, and lets them spin only briefly where they wait.
+
+    GNU OpenMP, Numba's first choice on Linux, has a waiting thread spin for milliseconds before it
+    sleeps. When another program takes a core in the middle of a kernel, the threads that are done
+    then keep the other cores from whoever could go on, at every kernel: a training step took ten
+    times as long beside four busy programs. A tenth of a millisecond still spans the Python between
+    two kernels. OpenMP reads the variable once, when it is loaded; what the user has set stands.
+    """
+    import numba
+
+    if os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        return
+    os.environ["GOMP_SPINCOUNT"] = SPINS
+    try:
+        numba.get_num_threads()  # loads OpenMP
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
+
+
 @contextlib.contextmanager
 def announced(name):
     """On a terminal, says which kernel is compiling if that takes more than half a second."""
@@ -97,6 +118,8 @@ class Kernel:
     def _compile(self, dtype):
         import numba
 
+        if self.options.get("parallel"):
+            start_threads()
         with announced(f"{self.function.__name__} for {NAMES[dtype]}"):
             kernel = cached(numba.njit, self.function, **self.options)
             try:
