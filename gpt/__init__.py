@@ -1,4 +1,4 @@
-"""A GPT on top of tinygrad_edu: `GPT`, `GPTConfig`, and the commands train, sample and bench."""
+"""A GPT on tinygrad_edu: `GPT`, `GPTConfig`, and the commands train, sample, plan and bench."""
 
 from .model import GPT, GPTConfig
 

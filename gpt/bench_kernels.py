@@ -1,7 +1,7 @@
 """Every fused kernel of a training step against the limit that holds it back.
 
 A kernel that does little arithmetic can run no faster than its operands cross the memory bus; one
-made of matrix products no faster than the FMA units. `CASES` counts, for each kernel, the bytes
+made of matrix products no faster than the FMA units. `cases` counts, for each kernel, the bytes
 that must be read or written once, or the operations of its products.
 """
 
@@ -106,7 +106,7 @@ def cases(s: Sizes) -> Iterator[Case]:
     m, v2 = np.zeros_like(x), np.zeros_like(x)
     settings = dict(lr=1e-3, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, step=10)
     yield Case("adamw", lambda: update.adamw(x, g, m, v2, **settings), 7 * one)
-    yield Case("sum_of_squares", lambda: update.sums_of_squares([g]), one)
+    yield Case("sums_of_squares", lambda: update.sums_of_squares([g]), one)
 
 
 def bench(

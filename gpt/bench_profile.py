@@ -44,7 +44,7 @@ def profiled() -> Iterator[dict[str, float]]:
                 if kind is classmethod:  # getattr has bound the class already
                     kind = staticmethod
                 stack.enter_context(mock.patch.object(op, way, kind(wrapper)))
-        for name in ("adamw", "sums_of_squares", "scale"):
+        for name in ("adamw", "sgd", "sums_of_squares", "scale"):
             if hasattr(update, name):
                 wrapper = timed(name, getattr(update, name))
                 stack.enter_context(mock.patch.object(update, name, wrapper))

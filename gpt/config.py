@@ -1,6 +1,6 @@
 """What a training run is told: fields with defaults, presets that set some, flags that set any.
 
-A preset is a TOML file of field names and numbers. `parse` starts from one and lets the command
+A preset is a TOML file of field names and values. `parse` starts from one and lets the command
 line override each field; --n-layer and --n_layer are the same flag.
 """
 
@@ -48,7 +48,7 @@ class TrainConfig:
     beta1: float = flag(0.9, "AdamW's decay of the mean")
     beta2: float = flag(0.99, "AdamW's decay of the mean square")
     grad_clip: float = flag(1.0, "largest global gradient norm (0: no clipping)")
-    threads: int | None = flag(None, "threads for matrix products (default: all cores)")
+    threads: int | None = flag(None, "threads that kernels use (default: all cores)")
     recompute: str = flag(
         "auto", "recompute activations in backward: off, on, auto (off unless memory demands it)"
     )

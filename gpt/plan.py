@@ -181,6 +181,13 @@ def rows_of(one: Plan) -> list[tuple[str, str]]:
     split = ", ".join(f"{name} {s / played:.0%}" for name, s in waits.items() if s / played > 0.005)
     cost, energy = one.cost_dollars, one.energy_kwh
     enough = "enough" if one.tokens_resident >= one.break_even_tokens else "too few"
+    external = f"{show_size(one.external_bytes)}: weights, gradients and AdamW's state in float32"
+    streaming = (
+        f"{one.tokens_resident:,} tokens on a chip per pass, "
+        f"{one.break_even_tokens:,.0f} hide the fetches in forward: {enough}"
+    )
+    if job.resident:
+        external, streaming = "none: everything is on the chip", "nothing streams"
     return [
         ("parameters", count(one.parameters)),
         ("a step", f"{job.sequences:,} x {job.model.block_size:,} tokens, {job.precision}, "
@@ -188,8 +195,7 @@ def rows_of(one: Plan) -> list[tuple[str, str]]:
         ("on one chip", f"{one.passes} pass(es) of {one.sequences_per_pass} sequence(s)"),
         ("chip memory", f"{show_size(one.need.nbytes)} of {show_size(machine.memory)} at the peak, "
                         f"in {one.need.phase}: {peak}"),
-        ("external memory", f"{show_size(one.external_bytes)}: weights, gradients and AdamW's "
-                            "state in float32"),
+        ("external memory", external),
         ("fits", fits),
         ("FLOPs per token", f"{one.flops_per_token:.4g}"),
         ("step time", seconds(one.step_seconds) + (" (measured)" if one.measured else "")),
@@ -200,8 +206,7 @@ def rows_of(one: Plan) -> list[tuple[str, str]]:
         ("whole run", f"{count(job.tokens)} tokens in {days(one.days)}"),
         ("energy", "unknown" if energy is None else f"{energy:,.0f} kWh"),
         ("cost", "unknown: give the hardware a price" if cost is None else f"${cost:,.0f}"),
-        ("streaming", f"{one.tokens_resident:,} tokens on a chip per pass, "
-                      f"{one.break_even_tokens:,.0f} hide the fetches in forward: {enough}"),
+        ("streaming", streaming),
         ("limited by", one.limited_by),
     ]  # fmt: skip
 
@@ -218,7 +223,7 @@ def report(preset: str, one: Plan) -> str:
         if not source.confirmed and field in ("achieved", "bandwidth", f"peak.{one.job.precision}")
     ]
     if guesses:
-        lines.append(f"  assumed             {'; '.join(guesses)}")
+        lines.append(f"  assumed            {'; '.join(guesses)}")
     return "\n".join(lines)
 
 

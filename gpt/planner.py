@@ -6,7 +6,6 @@ as few passes as its memory allows; each streams all weights, and the update com
 """
 
 import bisect
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -84,8 +83,8 @@ class Plan:
 
     @property
     def external_bytes(self) -> int:
-        """Weights, gradients and AdamW's state in float32, beside the chip."""
-        return scaling.adamw_bytes(self.parameters).live
+        """Weights, gradients and AdamW's state in float32, beside the chip; resident: 0."""
+        return 0 if self.job.resident else scaling.adamw_bytes(self.parameters).live
 
     @property
     def tokens_resident(self) -> int:
@@ -104,7 +103,7 @@ class Plan:
         return self.playback.limited_by if self.fits else "memory"
 
     def as_json(self) -> dict[str, object]:
-        stalls = self.playback.stall_seconds
+        part = self.step_seconds / self.playback.step_seconds  # of what was played
         return {
             "hardware": self.hardware.name,
             "chips": self.hardware.chips,
@@ -115,9 +114,9 @@ class Plan:
             "parameters": self.parameters,
             "flops_per_token": self.flops_per_token,
             "step_seconds": self.step_seconds,
-            "compute_seconds": self.playback.compute_seconds,
-            "stall_seconds": stalls,
-            "bubble_seconds": self.playback.bubble_seconds,
+            "compute_seconds": self.playback.compute_seconds * part,
+            "stall_seconds": {k: v * part for k, v in self.playback.stall_seconds.items()},
+            "bubble_seconds": self.playback.bubble_seconds * part,
             "tokens_per_second": self.tokens_per_second,
             "mfu": self.mfu,
             "days": self.days,
@@ -163,7 +162,7 @@ def plan(job: Job, hardware: Hardware) -> Plan:
         recompute,
         sequences,
         math.ceil(share / sequences),
-        dataclasses.replace(peak, nbytes=peak.nbytes + resident),
+        peak.plus("weights and state", resident) if resident else peak,
         playback,
         seconds,
         bool(found),

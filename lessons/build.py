@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SECONDS = 180  # that a lesson may take
+SECONDS = 180  # that one cell may take
 
 
 def sources(lessons: list[int] | None = None) -> list[Path]:

@@ -368,7 +368,7 @@ ERRORS = {
     ),
     "split_heads axes": (
         ValueError,
-        r"\(2, 3\), expected \(B, T, C\)",
+        r"\(2, 3\), expected \(B, T, n\)",
         lambda: F.split_heads(X, 1),
     ),
     "split_heads width": (ValueError, "2 x 2 heads", lambda: F.split_heads(ones((1, 2, 6)), 2, 2)),

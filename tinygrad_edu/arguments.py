@@ -132,7 +132,7 @@ def head_size(name: str, x: Tensor, n_head: int, parts: int) -> int:
             raise TypeError(f"{name} counts heads in whole numbers, got {count!r}")
     if x.ndim != 3 or min(n_head, parts) < 1 or x.shape[2] % (n_head * parts):
         raise ValueError(
-            f"{name}: input {x.shape}, expected (B, T, C) with C a multiple of "
+            f"{name}: input {x.shape}, expected (B, T, n) with n a multiple of "
             f"{parts} x {n_head} heads"
         )
     return x.shape[2] // (n_head * parts)

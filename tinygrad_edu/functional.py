@@ -1,4 +1,4 @@
-"""The functions of a neural network: PyTorch's names, argument order and meaning.
+"""The functions of a neural network: where PyTorch has one, its name, argument order and meaning.
 
 Each checks shapes and dtypes first (see `arguments.py`), so that a mistake raises here and names
 what was given, and then applies one fused op.
@@ -254,7 +254,7 @@ def self_attention(
     *,
     rng: np.random.Generator | None = None,
 ) -> Tensor:
-    """Attention among the tokens of input (B, T, 3 * C) -> (B, T, C).
+    """Attention among the tokens of input (B, T, 3 * C) -> (B, T, C), C = n_head * D.
 
     The input holds queries, keys and values side by side, each as `n_head` heads side by side: what
     one projection makes. The numbers are those of `merge_heads(scaled_dot_product_attention(

@@ -1,12 +1,12 @@
 """Optimizers, gradient clipping and the learning-rate schedule.
 
-An optimizer decides who is updated with which numbers; the arithmetic on one array is a pure
+An optimizer decides who is updated with which numbers; the arithmetic on arrays is a pure
 function in `kernels/update.py`, and runs wherever the parameter's storage keeps its arrays. All
 state is allocated at construction: a run that fits at its first step fits at its last.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -45,14 +45,14 @@ class Optimizer:
     def __init__(self, params: Iterable[Parameter], lr: float) -> None:
         self.lr = positive("lr", lr)
         params = [params] if isinstance(params, Parameter) else list(params)
-        self.params: list[Parameter] = list({id(p): p for p in params}.values())
-        if not self.params:
+        if not params:
             raise ValueError("an optimizer needs at least one parameter, got none")
-        for parameter in self.params:
+        for parameter in params:
             if not isinstance(parameter, Parameter):
                 raise TypeError(
                     f"an optimizer updates nn.Parameters, got {type(parameter).__name__}"
                 )
+        self.params: list[Parameter] = list({p.storage: p for p in params}.values())
         for parameter in self.params:
             parameter.storage.make_state(self.state_names)
         self._mark = object()  # on every parameter whose state is ours
@@ -76,23 +76,30 @@ class Optimizer:
     def step(self) -> None:
         """Updates every parameter that has a gradient.
 
-        Arrays that take the same numbers go together; what lives elsewhere goes alone, in order.
+        Arrays in memory are updated together, all that decay and all that do not; what a parameter
+        keeps elsewhere is updated by itself, in parameter order.
         """
         self._check_state()
         self.steps += 1
-        groups: dict[Any, list[Storage]] = {}
+        together: dict[bool, list[Storage]] = {True: [], False: []}
         for parameter in self.params:
             storage = parameter.storage
-            if storage.has_grad:
-                decays = len(storage.shape) >= 2
-                alike = decays if isinstance(storage, ArrayStorage) else (decays, storage)
-                groups.setdefault(alike, []).append(storage)
-                parameter._version[0] += 1
-        for storages in groups.values():
-            self.update(storages, len(storages[0].shape) >= 2)
+            if not storage.has_grad:
+                continue
+            parameter._version[0] += 1
+            decays = len(storage.shape) >= 2
+            if type(storage) is ArrayStorage:
+                together[decays].append(storage)
+            else:
+                function, numbers = self.rule(decays)
+                storage.update(function, self.state_names, **numbers)
+        for decays, storages in together.items():
+            function, numbers = self.rule(decays)
+            if storages:
+                ArrayStorage.update_all(storages, function, self.state_names, **numbers)
 
-    def update(self, storages: list[Storage], decays: bool) -> None:
-        """Updates storages of one kind, all of which decay or none."""
+    def rule(self, decays: bool) -> tuple[Callable[..., None], dict[str, Any]]:
+        """A function as `Storage.update` takes it, and its numbers; `decays`: with weight decay."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,11 +148,8 @@ class SGD(Optimizer):
         self.state_names = ("velocity",) if momentum else ()
         super().__init__(params, lr)
 
-    def update(self, storages: list[Storage], decays: bool) -> None:
-        storages[0].update_of(
-            storages,
-            update.sgd,
-            self.state_names,
+    def rule(self, decays: bool) -> tuple[Callable[..., None], dict[str, Any]]:
+        return update.sgd, dict(
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay if decays else 0.0,
@@ -173,11 +177,8 @@ class AdamW(Optimizer):
         self.weight_decay = positive("weight_decay", weight_decay)
         super().__init__(params, lr)
 
-    def update(self, storages: list[Storage], decays: bool) -> None:
-        storages[0].update_of(
-            storages,
-            update.adamw,
-            self.state_names,
+    def rule(self, decays: bool) -> tuple[Callable[..., None], dict[str, Any]]:
+        return update.adamw, dict(
             lr=self.lr,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -198,17 +199,17 @@ def clip_grad_norm_(params: Iterable[Parameter], max_norm: float) -> float:
             raise TypeError(f"clipping scales nn.Parameters, got {type(parameter).__name__}")
     if not max_norm >= 0:  # infinity is allowed: it measures and clips nothing
         raise ValueError(f"max_norm must be at least 0, got {max_norm}")
-    storages = list({p.storage: None for p in params if p.storage.has_grad})
-    kinds = {type(storage): [] for storage in storages}
-    for storage in storages:
-        kinds[type(storage)].append(storage)
-    squares = {}
-    for kind, alike in kinds.items():
-        squares |= zip(alike, kind.grad_squares_of(alike), strict=True)
+    storages = list(dict.fromkeys(p.storage for p in params if p.storage.has_grad))
+    arrays = [storage for storage in storages if type(storage) is ArrayStorage]
+    squares = dict(zip(arrays, ArrayStorage.all_grad_squares(arrays), strict=True))
+    others = [storage for storage in storages if storage not in squares]
+    squares |= {storage: storage.grad_squares() for storage in others}
     norm = math.sqrt(sum(squares[storage] for storage in storages))
     if math.isfinite(norm) and norm > max_norm:
-        for kind, alike in kinds.items():
-            kind.scale_grad_of(alike, max_norm / (norm + 1e-6))
+        factor = max_norm / (norm + 1e-6)
+        ArrayStorage.scale_all_grads(arrays, factor)
+        for storage in others:
+            storage.scale_grad(factor)
     return norm
 
 

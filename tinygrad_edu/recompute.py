@@ -7,6 +7,7 @@ integer key per call, through `random_key`, and a recomputation replays the keys
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,14 +17,20 @@ from . import tape
 from .kernels import copy
 from .tensor import Tensor, apply, constant
 
-_recorders: list[list[int]] = []  # every checkpoint now in its first run
-_replays: list[Iterator[int]] = []  # keys of the recomputation now running, innermost last
+
+class _State(threading.local):
+    def __init__(self) -> None:
+        self.recorders: list[list[int]] = []  # every checkpoint now in its first run
+        self.replays: list[Iterator[int]] = []  # keys of recomputations, innermost last
+
+
+state = _State()
 
 
 def random_key(rng: np.random.Generator) -> int:
     """An integer for a counter-based generator; in a recomputation, the same one as before."""
-    key = next(_replays[-1]) if _replays else int(rng.integers(2**63))
-    for recorder in _recorders:
+    key = next(state.replays[-1]) if state.replays else int(rng.integers(2**63))
+    for recorder in state.recorders:
         recorder.append(key)
     return key
 
@@ -51,7 +58,7 @@ class Checkpoint:
         inputs = [constant(a) if is_ else a for a, is_ in zip(arrays, are_tensors, strict=True)]
         outside: dict[int, Tensor] = {}
         with (
-            pushed(_recorders, ctx.keys),
+            pushed(state.recorders, ctx.keys),
             pushed(tape.state.readers, outside),
             tape.no_grad(),
         ):
@@ -80,7 +87,7 @@ class Checkpoint:
             for a, need, is_ in zip(arrays, needs, ctx.are_tensors, strict=True)
         ]
         keys = iter(ctx.keys)
-        with pushed(_replays, keys), tape.enable_grad():
+        with pushed(state.replays, keys), tape.enable_grad():
             out = ctx.f(*inputs)
         if next(keys, None) is not None:
             raise RuntimeError(

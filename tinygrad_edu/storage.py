@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from .kernels import empty, zeros
+from .kernels import update as update_kernels
+from .kernels.allocator import remove_last
 from .kernels.blocks import Rows
 from .kernels.elementwise import add
-from .kernels.update import scale, sums_of_squares
 from .locks import locks
 
 CHUNK = 1 << 20  # elements per piece where numbers are read or written in order
@@ -152,30 +153,11 @@ class Storage:
         raise NotImplementedError
 
     def update(self, function: Callable[..., None], state: tuple[str, ...], **numbers: Any) -> None:
-        """`function(data, grad, *state arrays, **numbers)`, in place and element by element."""
+        """`function(data, grad, *state arrays, **numbers)`, in place and element by element.
+
+        Each argument is an array, a part of one, or a list of arrays.
+        """
         raise NotImplementedError
-
-    # The same for several different storages of this kind, which may be faster than one by one.
-
-    @classmethod
-    def grad_squares_of(cls, storages: Sequence["Storage"]) -> list[float]:
-        return [storage.grad_squares() for storage in storages]
-
-    @classmethod
-    def scale_grad_of(cls, storages: Sequence["Storage"], factor: float) -> None:
-        for storage in storages:
-            storage.scale_grad(factor)
-
-    @classmethod
-    def update_of(
-        cls,
-        storages: Sequence["Storage"],
-        function: Callable,
-        state: tuple[str, ...],
-        **numbers: Any,
-    ) -> None:
-        for storage in storages:
-            storage.update(function, state, **numbers)
 
 
 class ArrayStorage(Storage):
@@ -261,32 +243,37 @@ class ArrayStorage(Storage):
         self._grad[rows] += values
 
     def grad_squares(self) -> float:
-        return self.grad_squares_of([self])[0]
+        return self.all_grad_squares([self])[0]
 
     def scale_grad(self, factor: float) -> None:
-        self.scale_grad_of([self], factor)
+        self.scale_all_grads([self], factor)
 
     def update(self, function: Callable[..., None], state: tuple[str, ...], **numbers: Any) -> None:
-        self.update_of([self], function, state, **numbers)
+        self.update_all([self], function, state, **numbers)
 
-    @classmethod
-    def grad_squares_of(cls, storages: Sequence[Storage]) -> list[float]:
-        return sums_of_squares([storage.grad for storage in storages])
+    # Different storages of this kind take one launch together. `function` is handed lists.
 
-    @classmethod
-    def scale_grad_of(cls, storages: Sequence[Storage], factor: float) -> None:
-        scale([storage.grad for storage in storages if storage.has_grad], factor)
+    @staticmethod
+    def all_grad_squares(storages: Sequence["ArrayStorage"]) -> list[float]:
+        return update_kernels.sums_of_squares([storage.grad for storage in storages])
 
-    @classmethod
-    def update_of(
-        cls, storages: Sequence[Storage], function: Callable, state: tuple[str, ...], **numbers: Any
+    @staticmethod
+    def scale_all_grads(storages: Sequence["ArrayStorage"], factor: float) -> None:
+        grads = [storage.grad for storage in storages if storage.has_grad]
+        update_kernels.scale(grads, factor)
+
+    @staticmethod
+    def update_all(
+        storages: Sequence["ArrayStorage"],
+        function: Callable[..., None],
+        state: tuple[str, ...],
+        **numbers: Any,
     ) -> None:
         for storage in storages:
             if storage.array in locks:  # a graph still holds the old numbers: leave them to it
                 storage.array = storage.array.copy()
         states = ([storage.state[name] for storage in storages] for name in state)
-        data, grads = [s.array for s in storages], [s.grad for s in storages]
-        function(data, grads, *states, **numbers)
+        function([s.array for s in storages], [s.grad for s in storages], *states, **numbers)
 
 
 def placed(chunks: Iterable[np.ndarray], size: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -317,4 +304,4 @@ def born_in(maker: Callable[[tuple[int, ...], np.dtype], Storage]) -> Iterator[N
     try:
         yield
     finally:
-        _maker.remove(maker)
+        remove_last(_maker, maker)

@@ -29,6 +29,8 @@ def check(answer: ModuleType) -> str:
         same(tanh_of(number)[1].data, math.tanh(number), f"the value of tanh({number})")
     for number in POINTS:
         x, y = tanh_of(number)
+        if not all(isinstance(x, (tuple, list)) for x in (y.inputs, getattr(y, "slopes", ()))):
+            raise Wrong("inputs and slopes are tuples, even of one: `(self,)` and `(slope,)`")
         if x not in tuple(y.inputs):
             raise Wrong(
                 "the result does not name its input: pass `(self,)` as `inputs`, or `backward` "

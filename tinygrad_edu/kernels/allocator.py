@@ -127,7 +127,12 @@ def memory_from(source: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        _source.remove(source)
+        remove_last(_source, source)
+
+
+def remove_last(stack: list, item: Any) -> None:
+    """Leaves a context that need not be the innermost one."""
+    del stack[max(place for place, other in enumerate(stack) if other is item)]
 
 
 def is_counted() -> bool:

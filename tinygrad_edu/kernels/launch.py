@@ -16,6 +16,8 @@ operating system holds up takes fewer pieces instead of keeping everybody waitin
 
     double(pieces, [x, y], [n, step])
 
+Calls that do not need each other share one launch: `double.each([(pieces, [x, y], ...), ...])`.
+
 `slot` numbers the threads, for kernels that need workspace of their own.
 
 A task is compiled once per element type (float32, float64), when it is first called. Its arguments
@@ -226,7 +228,10 @@ class Task:
         self.each([(count, arrays, sizes, numbers)], small)
 
     def each(self, calls: Sequence[tuple], small: bool = False) -> None:
-        """Several calls that do not need each other, all of one dtype, at the price of one."""
+        """Several calls that do not need each other, with one launch.
+
+        All have as many arrays, sizes and numbers, and the first arrays one dtype.
+        """
         if switch.off:
             return
         dtype = calls[0][1][0].dtype.char

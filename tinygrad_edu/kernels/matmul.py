@@ -1,8 +1,9 @@
 """Matrix products, and the switch that says who computes them.
 
-Every matrix product of the engine goes through `matmul` here (einsum alone plans its own), so one
-call to `set_matmul_backend` changes them all. A backend is a function `(a, b, out) -> None` on
-operands that are at least 2-D, with leading axes already broadcastable and `out` allocated.
+The matrix products of the engine go through `matmul` here, so one call to `set_matmul_backend`
+changes them; einsum plans its own, and attention's are part of its kernel. A backend is a function
+`(a, b, out) -> None` on operands that are at least 2-D, with leading axes already broadcastable and
+`out` allocated.
 """
 
 import math

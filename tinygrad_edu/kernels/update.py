@@ -1,9 +1,9 @@
-"""What an optimizer does to arrays, and the norm that clipping needs, in one pass over memory.
+"""AdamW, SGD, scaling, and sums of squares, in one pass over memory.
 
-Pure functions on arrays: they know nothing of parameters or where the arrays live. All write in
-place. Many are small, and starting a kernel takes longer than a small one does: so each takes one
-array, or a list of them to be done together. AdamW is Loshchilov and Hutter's (arXiv 1711.05101),
-with PyTorch's placement of eps:
+Pure functions on arrays, which know nothing of parameters or where the arrays live. A model has
+many small ones, and starting a kernel takes longer than updating a small one: so each function
+takes an array, or a list of them that are done with one launch. AdamW is Loshchilov and Hutter's
+(arXiv 1711.05101), with PyTorch's placement of eps:
 
     m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
     w = w (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
@@ -15,8 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from . import switch
 from .allocator import empty
-from .launch import Task, computed_in, operand, pieces, seen_as, span, summing_task, task
+from .launch import SMALL, Task, computed_in, operand, pieces, seen_as, span, summing_task, task
+
+Arrays = np.ndarray | Sequence[np.ndarray]  # of a list, no two share memory
 
 
 @task
@@ -37,9 +40,6 @@ def adamw_task(arrays, sizes, numbers, piece, slot):
         m[i] = m_i
         v[i] = v_i
         w[i] = w[i] * keep - step_size * (m_i / (np.sqrt(v_i) * correction + eps))
-
-
-Arrays = np.ndarray | Sequence[np.ndarray]
 
 
 def adamw(
@@ -98,28 +98,39 @@ def sgd(
 
 
 def _in_place(update: Task, operands: list, numbers: list[float], *flags: int) -> None:
-    """Runs an update on arrays of one shape, or on each of a list of such, with one launch.
+    """Runs an update on arrays of one shape, or on each of lists of such, with one launch.
 
-    What is not contiguous float32 or float64 goes through copies.
+    All but the second, the gradient, are written. What is not contiguous float32 or float64 goes
+    through copies, one after the other.
     """
-    each = [operands] if isinstance(operands[0], np.ndarray) else zip(*operands, strict=True)
-    calls, copied = defaultdict(list), []
-    for arrays in each:
-        dtype = arrays[0].dtype
-        if dtype.char not in "fd" or not all(
-            a.flags.c_contiguous and a.dtype == dtype for a in arrays
-        ):
-            given, dtype = arrays, computed_in(dtype)
-            arrays = [np.ascontiguousarray(a, dtype) for a in given]
-            copied.append((given, arrays))
-        count, step = pieces(arrays[0].size, 1)
-        calls[dtype].append((count, arrays, [arrays[0].size, step, *flags], numbers))
-    for alike in calls.values():
-        update.each(alike)
-    for given, results in copied:
-        for i, (array, result) in enumerate(zip(given, results, strict=True)):
-            if array is not result and i != 1:  # the gradient is only read
+    calls = defaultdict(list)
+    for arrays in (
+        [operands] if isinstance(operands[0], np.ndarray) else zip(*operands, strict=True)
+    ):
+        written = [a for i, a in enumerate(arrays) if i != 1]
+        if not all(a.flags.writeable for a in written):
+            raise ValueError("an update writes into its arrays, and one of them is read-only")
+        dtype = computed_in(arrays[0].dtype)
+        if all(a.flags.c_contiguous and a.dtype == dtype for a in arrays):
+            calls[dtype].append(_call(arrays, flags, numbers))
+            continue
+        copies = [np.ascontiguousarray(a, dtype) for a in arrays]
+        update(*_call(copies, flags, numbers))
+        for i, (array, result) in enumerate(zip(arrays, copies, strict=True)):
+            if array is not result and i != 1:
                 np.copyto(array, result, casting="same_kind")
+    for alike in calls.values():
+        _each(update, alike)
+
+
+def _call(arrays: Sequence[np.ndarray], flags: Sequence[int] = (), numbers: Sequence = ()) -> tuple:
+    """The arguments of a task that cuts the first array into pieces."""
+    count, step = pieces(arrays[0].size, 1)
+    return count, arrays, [arrays[0].size, step, *flags], numbers
+
+
+def _each(task: Task, calls: list[tuple]) -> None:
+    task.each(calls, small=sum(sizes[0] for _, _, sizes, _ in calls) < SMALL)
 
 
 @task
@@ -131,11 +142,17 @@ def scale_task(arrays, sizes, numbers, piece, slot):
         x[i] *= factor
 
 
-def scale(arrays: Sequence[np.ndarray], factor: float) -> None:
-    """array *= factor, for each array, the factor rounded to its dtype."""
-    for dtype in {array.dtype for array in arrays}:
-        alike = [array for array in arrays if array.dtype == dtype]
-        _in_place(scale_task, [alike], [float(dtype.type(factor))])
+def scale(arrays: Arrays, factor: float) -> None:
+    """array *= factor, the factor rounded to the array's dtype."""
+    calls = defaultdict(list)
+    for array in [arrays] if isinstance(arrays, np.ndarray) else arrays:
+        dtype, flags = array.dtype, array.flags
+        if array.size >= SMALL and computed_in(dtype) == dtype and flags.carray:
+            calls[dtype].append(_call([array], (), [float(dtype.type(factor))]))
+        elif not switch.off:
+            array *= dtype.type(factor)
+    for alike in calls.values():
+        scale_task.each(alike)
 
 
 @summing_task
@@ -149,15 +166,19 @@ def sum_of_squares_task(arrays, sizes, numbers, piece, slot):
     seen_as(arrays[1], np.float64)[piece] = total
 
 
-def piece_squares(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def piece_squares(arrays: Arrays) -> list[np.ndarray]:
     """Of each array the sums of squares of consecutive pieces, in float64, in parallel."""
     calls, found = defaultdict(list), []
-    for source in map(operand, arrays):
-        count, step = pieces(source.size, 1)
-        found.append(empty(count, np.float64))
-        calls[source.dtype].append((count, [source, found[-1]], [source.size, step], ()))
+    for array in [arrays] if isinstance(arrays, np.ndarray) else arrays:
+        source = operand(array)
+        found.append(empty(pieces(source.size, 1)[0], np.float64))
+        call = _call([source, found[-1]])
+        if source is array:
+            calls[source.dtype].append(call)
+        else:  # one copy at a time
+            sum_of_squares_task(*call)
     for alike in calls.values():
-        sum_of_squares_task.each(alike)
+        _each(sum_of_squares_task, alike)
     return found
 
 
@@ -167,6 +188,6 @@ def squares_from(totals: np.ndarray) -> float:
     return float(np.add.reduce(totals))
 
 
-def sums_of_squares(arrays: Sequence[np.ndarray]) -> list[float]:
+def sums_of_squares(arrays: Arrays) -> list[float]:
     """Of each array the sum of squares, in float64: over pieces in parallel, then in order."""
     return [squares_from(totals) for totals in piece_squares(arrays)]

@@ -1,6 +1,7 @@
-"""Floating-point operations of an op, from the shapes of its inputs; a multiply-add counts two.
+"""Floating-point operations of an op, and the bytes it moves, from the shapes of its inputs.
 
-Only products are counted: everything else is below a percent of a transformer's step.
+A multiply-add counts two. Only products have operations: those of everything else are below a
+percent of a transformer's step.
 """
 
 import math
@@ -36,7 +37,7 @@ def op_flops(op: str, phase: str, shapes: tuple, keeps_logits: bool = False) -> 
 
 
 def attending(op: str, shapes: tuple) -> tuple:
-    """Shapes of q, k and v; heads may lie side by side, as sums over them do not see the cuts."""
+    """The shapes of q, k and v; of SelfAttention with heads side by side, which counts the same."""
     if op == "Attention":
         return shapes[:3]
     b, t, c = shapes[0]

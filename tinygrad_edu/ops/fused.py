@@ -128,7 +128,8 @@ class Attention:
 class SelfAttention:
     """qkv (B, T, 3 * C), whose parts each hold the heads side by side -> (B, T, C)
 
-    Attention of SplitHeads, and MergeHeads of what it finds, as one op: views in the right place.
+    SplitHeads, Attention and MergeHeads in one: every head is read, and its result written, where
+    it lies in the whole.
     """
 
     @staticmethod

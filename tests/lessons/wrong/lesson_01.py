@@ -6,6 +6,7 @@ WRONG = [
     ("slope without the square", RETURN, "return Value(t, (self,), (1 - t,))", "square is missing"),
     ("square of the input", RETURN, "return Value(t, (self,), (1 - self.data**2,))", "not of x"),
     ("no inputs", RETURN, "return Value(t)", "does not name its input"),
+    ("no tuples", RETURN, "return Value(t, self, 1 - t * t)", "tuples, even of one"),
     ("a bare number", RETURN, "return t", "expected a Value"),
     ("no return", RETURN, "Value(t, (self,), (1 - t * t,))", "is a `return` missing"),
     (

@@ -10,7 +10,7 @@ depends on the number of threads, too, but changes no bit of the result. Transpo
 strides. C must be contiguous along its rows; if it is along its columns, the transposed problem
 C.T = B.T @ A.T is solved instead.
 
-Importing this compiles nothing and does not import Numba; the first product does.
+Importing this compiles nothing; the first product does.
 """
 
 import functools
