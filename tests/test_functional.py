@@ -549,3 +549,22 @@ def test_a_small_transformer_agrees_with_pytorch():
         *arrays,
     )
     assert tg.functional is F
+
+
+@pytest.mark.parametrize("value", [1000.1, 10000.1, 1e5 + 0.1, -3e6])
+def test_layer_norm_of_a_constant_row_is_zero(value):
+    x = Tensor(np.full((2, 768), value, np.float32), requires_grad=True)
+    w = Tensor(np.ones(768, np.float32), requires_grad=True)
+    y = F.layer_norm(x, 768, w)
+    y.sum().backward()
+    assert np.abs(y.data).max() < 1e-3 and np.abs(w.grad).max() < 2e-3
+
+
+def test_what_self_attention_found_is_locked_until_backward():
+    x = Tensor(normal(1, 3, 6), requires_grad=True)
+    y = F.self_attention(x, 2)
+    with pytest.raises(ValueError, match="read-only"):
+        y.data[:] = 0
+    y.data = np.zeros(y.shape)
+    with pytest.raises(RuntimeError, match="SelfAttention saved"):
+        (y * 1.0).sum().backward()

@@ -464,3 +464,50 @@ def test_narrower_vectors(name, features, tile, tmp_path):
     arguments = ["-m", "pytest", "-qx", "-p", "no:cacheprovider", "-k", chosen, __file__, fused]
     done = run(arguments, **env, NUMBA_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+EXTRA_SHAPES = {"2-D": ((40, 30), (30, 50)), "batched": ((2, 40, 30), (2, 30, 50))}
+
+
+@pytest.mark.parametrize("shapes", EXTRA_SHAPES.values(), ids=EXTRA_SHAPES)
+def test_what_is_read_may_share_memory_with_what_is_written(shapes):
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    product = a @ b
+    x = rng.standard_normal(product.shape).astype(np.float32)
+    out = x.copy()
+    assert np.allclose(matmul(a, b, out, residual=out), product + x, atol=1e-4)
+    keep = x.copy()
+    got = matmul(a, b, gelu=True, keep=keep, residual=keep)
+    assert np.allclose(keep, product, atol=1e-4)
+    assert np.allclose(got, elementwise.gelu(product, tanh=True) + x, atol=1e-4)
+
+
+@pytest.mark.parametrize("shapes", EXTRA_SHAPES.values(), ids=EXTRA_SHAPES)
+@pytest.mark.parametrize("depth", [0, 30])
+def test_keep_and_residual_fit_the_product(shapes, depth):
+    a, b = (np.ones(shape, np.float32) for shape in shapes)
+    a, b = a[..., :depth], b[..., :depth, :]
+    good = np.zeros((*a.shape[:-1], 50), np.float32)
+    for bad in (good[..., :1], good.astype(np.float64), good[None]):
+        with pytest.raises(ValueError, match="keep is"):
+            matmul(a, b, gelu=True, keep=bad)
+        with pytest.raises(ValueError, match="residual is"):
+            matmul(a, b, residual=bad)
+    with pytest.raises(ValueError, match="keep is read-only"):
+        matmul(a, b, gelu=True, keep=np.frombuffer(good.tobytes(), np.float32).reshape(good.shape))
+    keep = good.copy()
+    matmul(a, b, keep=keep)
+    assert np.array_equal(keep, a @ b)
+
+
+def test_vectors_have_no_keep_or_residual():
+    x = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match=r"go with matrices, got \(3,\) @ \(3,\)"):
+        matmul(x, x, residual=np.ones((), np.float32))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (15,), (3, 5, 1), (1, 3, 5)], ids=str)
+def test_an_out_of_other_axes_is_refused(shape):
+    with pytest.raises(ValueError, match="out has shape"):
+        kernels.matmul(np.ones((3, 4), "f"), np.ones((4, 5), "f"), np.zeros(shape, "f"))

@@ -1,7 +1,9 @@
 """Optimizers against their formulas and PyTorch, clipping, schedules and bad hyper-parameters."""
 
+import copy
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -313,3 +315,47 @@ def test_an_optimizer_notices_that_another_one_took_over():
         with pytest.raises(RuntimeError, match="another optimizer was made for a parameter"):
             call()
     new.step()
+
+
+def test_a_read_only_gradient_is_not_scaled_behind_its_owners_back():
+    parameter = Parameter(np.ones((200, 200), np.float32))
+    for p in (parameter, Parameter(np.ones(3, np.float32))):
+        p.grad = np.full(p.shape, 5, np.float32)
+        p.grad.flags.writeable = False
+        with pytest.raises(ValueError, match="read-only"):
+            clip_grad_norm_([p], 1.0)
+        assert (p.grad == 5).all()
+
+
+def test_two_parameters_with_one_storage_are_updated_once():
+    p = Parameter(np.zeros(40_000, np.float32))
+    optimizer = SGD([p, copy.copy(p)], 1.0)
+    p.grad = np.ones(40_000, np.float32)
+    optimizer.step()
+    assert (p.data == -1).all()
+
+
+def test_gradients_given_in_part_are_completed_before_they_count():
+    for use in ("norm", "step"):
+        junk = [np.full((300, 200), np.nan, np.float32) for _ in range(3)]
+        del junk  # what uninitialised memory may hold
+        p = Parameter(np.zeros((300, 200), np.float32))
+        p.storage.add_grad_rows(0, np.ones((5, 200), np.float32))
+        if use == "norm":
+            assert clip_grad_norm_([p], math.inf) == pytest.approx(math.sqrt(1000))
+        else:
+            SGD([p], 1.0).step()
+            assert p.data.sum() == -1000
+
+
+def test_short_dtypes_are_copied_one_array_at_a_time():
+    parameters = [Parameter(np.ones((300, 300), np.float16)) for _ in range(20)]
+    optimizer = AdamW(parameters, 1e-3)
+    for p in parameters:
+        p.grad = np.ones(p.shape, np.float16)
+    tracemalloc.start()
+    clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * 4 * 300 * 300  # four arrays in float32, and then some

@@ -1,5 +1,7 @@
 """Recomputation: the same bits as without, and loud where it could not be."""
 
+import concurrent.futures
+
 import numpy as np
 import pytest
 
@@ -147,3 +149,38 @@ def test_masks_drawn_while_recomputing_do_not_move_the_generator():
     y.backward(np.ones((5, 5)))
     assert rng.bit_generator.state == before
     np.testing.assert_array_equal(x.grad, y.data)
+
+
+def test_a_second_run_that_differs_is_said():
+    x, runs = Tensor(np.ones(3), requires_grad=True), []
+
+    def draws_more(x):
+        runs.append(1)
+        for _ in runs:
+            x = F.dropout(x, 0.5, rng=np.random.default_rng(0))
+        return x
+
+    y = tg.checkpoint(draws_more, x)
+    with pytest.raises(RuntimeError, match="drew more random numbers"):
+        y.sum().backward()
+
+    def another_shape(x):
+        runs.append(1)
+        return x * 1 if len(runs) == 3 else x.sum()
+
+    y = tg.checkpoint(another_shape, x)
+    with pytest.raises(RuntimeError, match=r"gave shape \(3,\), and \(\) when it was run again"):
+        y.sum().backward()
+
+
+def test_checkpoints_in_several_threads_draw_their_own_numbers():
+    def gradient(seed):
+        x, rng = Tensor(np.ones(2000), requires_grad=True), np.random.default_rng(seed)
+        for _ in range(20):
+            tg.checkpoint(lambda x: F.dropout(x * 2, 0.5, rng=rng), x).sum().backward()
+        return x.grad.copy()
+
+    expected = [gradient(seed) for seed in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(gradient, range(4)))
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))

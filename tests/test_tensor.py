@@ -400,3 +400,62 @@ def test_a_gradient_has_the_dtype_that_data_has_by_then():
     x.data = x.data.astype(np.float64)
     y.sum().backward()
     assert x.grad.dtype == np.float64 and x.grad.tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("layout", ["first axis", "last axis", "both"])
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float16, 1e-3), (np.float32, 3e-7)])
+def test_long_sums_lose_no_small_terms(layout, dtype, rtol):
+    """As many terms as a running sum in this dtype would stop at, or lose digits in."""
+    n, axis = (
+        300_000 if dtype == np.float32 else 5000,
+        {"first axis": 0, "last axis": 1}.get(layout),
+    )
+    x = np.random.default_rng(0).uniform(0.5, 1, (n, 2)).astype(dtype)
+    x = np.ascontiguousarray(x.T) if layout == "last axis" else x
+    exact, more = x.astype(np.float64), {"rtol": rtol, "atol": 0}
+    t = Tensor(x)
+    np.testing.assert_allclose(t.sum(axis).data, exact.sum(axis), **more)
+    np.testing.assert_allclose(t.mean(axis).data, exact.mean(axis), **more)
+    np.testing.assert_allclose(t.var(axis).data, exact.var(axis), rtol=5 * rtol)
+    if axis is not None:
+        powers = np.exp(exact)
+        shares = powers / powers.sum(axis, keepdims=True)
+        np.testing.assert_allclose(t.softmax(axis).data, shares, rtol=3 * rtol, atol=1e-7)
+        np.testing.assert_allclose(t.log_softmax(axis).data, np.log(shares), rtol=rtol)
+    if layout == "first axis":
+        w = Tensor(np.ones(2, dtype), requires_grad=True)
+        (t * w).backward(np.ones((n, 2), dtype))
+        np.testing.assert_allclose(w.grad, exact.sum(0), **more)
+
+
+def test_an_element_picked_very_often_gets_all_of_its_gradient():
+    x = Tensor(np.ones(2, np.float16), requires_grad=True)
+    x[np.zeros(5000, int)].sum().backward()
+    assert x.grad.tolist() == [5000, 0]
+
+
+@pytest.mark.parametrize(
+    ("b", "dtype"), [(300, "e"), (2e19, "f"), (1e-23, "f"), (1e170, "d"), (1e-170, "d")]
+)
+def test_the_gradient_of_a_quotient_goes_over_no_square(b, dtype):
+    x = Tensor(np.array([b], dtype), requires_grad=True)
+    (x.detach() / x).sum().backward()
+    np.testing.assert_allclose(x.grad, [-1 / b], rtol=2e-3)
+
+
+def test_gradients_at_the_edges_of_formulas():
+    x = Tensor(np.array([np.inf, -np.inf, 0, 2.0]), requires_grad=True)
+    (x**0).sum().backward()
+    assert x.grad.tolist() == [0, 0, 0, 0]
+    for choose in (tg.maximum, tg.minimum):  # NaN goes on to whoever looks for it
+        a, b = (Tensor(np.array(v), requires_grad=True) for v in ([np.nan, 1.0], [1.0, np.nan]))
+        choose(a, b).sum().backward()
+        assert a.grad.tolist() == b.grad.tolist() == [1, 1]
+    x = Tensor(np.ones((3, 1)), requires_grad=True)
+    with np.errstate(all="ignore"):
+        x.var(1, ddof=1).sum().backward()
+    assert np.isnan(x.grad).all()
+    for a, b in ((0, 1), (1, 0)):
+        a, b = (Tensor(np.ones(n), requires_grad=True) for n in (a, b))
+        tg.einsum("a,a->a", a, b).sum().backward()
+        assert a.grad.shape == a.shape and b.grad.shape == b.shape and not b.grad.any()

@@ -2,7 +2,8 @@
 
 An array that backward will need must not change before: a gradient made from other numbers than
 forward used is wrong without a sign of it. So saving an array locks it, and NumPy itself refuses
-whoever writes into it, at the line that does.
+whoever writes into it, at the line that does. One way around is left: NumPy lets a view that was
+taken before write on.
 """
 
 from typing import Any

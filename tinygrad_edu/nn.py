@@ -80,8 +80,10 @@ class Parameter(Tensor):
 
     def assign(self, chunks: Iterable[np.ndarray]) -> None:
         """Like assigning to `.data`, from flat pieces of any size in order, in this dtype."""
-        self.storage.fill(WEIGHT, chunks)
-        self._version[0] += 1
+        try:
+            self.storage.fill(WEIGHT, chunks)
+        finally:  # on a chip, what came before an error has been written
+            self._version[0] += 1
 
     def zero_grad(self) -> None:
         self.storage.drop_grad()

@@ -29,7 +29,12 @@ state = _State()
 
 def random_key(rng: np.random.Generator) -> int:
     """An integer for a counter-based generator; in a recomputation, the same one as before."""
-    key = next(state.replays[-1]) if state.replays else int(rng.integers(2**63))
+    key = next(state.replays[-1], None) if state.replays else int(rng.integers(2**63))
+    if key is None:
+        raise RuntimeError(
+            "checkpoint: f drew more random numbers when it was run again: it must do the same "
+            "both times (was the model switched between train() and eval()?)"
+        )
     for recorder in state.recorders:
         recorder.append(key)
     return key
@@ -93,6 +98,11 @@ class Checkpoint:
             raise RuntimeError(
                 "checkpoint: f drew fewer random numbers when it was run again: it must do the "
                 "same both times (was the model switched between train() and eval()?)"
+            )
+        if out.shape != grad.shape:
+            raise RuntimeError(
+                f"checkpoint: f gave shape {grad.shape}, and {out.shape} when it was run again: it "
+                "must do the same both times"
             )
         if out._made_by is not None:
             tape.walk(*out._made_by, grad)

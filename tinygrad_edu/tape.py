@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import zeros
+from .kernels import copy, zeros
 from .kernels.blocks import Rows
 from .kernels.elementwise import add, sum_axes
 from .locks import locks, read_only_view
@@ -226,10 +226,13 @@ class Context:
             zeros(*like) if grad is None else grad
             for grad, like in zip(grads, self._out_like, strict=True)
         ]
-        if getattr(self._op, "is_guarded", False):
+        guarded = getattr(self._op, "is_guarded", False)
+        if guarded:
             grads = [read_only_view(grad) for grad in grads]
         results = self._op.backward(self, *grads)
         results = list(results) if isinstance(results, (tuple, list)) else [results]
+        if guarded:  # which may use its arrays again
+            results = [copy(x) if isinstance(x, np.ndarray) else x for x in results]
         if len(results) != len(self._edges):
             self._match(results)
         shapes, dtypes = self.input_shapes, self._dtypes

@@ -400,3 +400,97 @@ UNAWARE = [
 def test_no_word_about_tiers(path):
     found = re.findall(rf"\b\w*(?:{WORDS})\w*\b", path.read_text(), re.IGNORECASE)
     assert found == []
+
+
+PLACES = [None, ExternalMemory, "file"]
+
+
+def on(place, tmp_path):
+    """No chip, a chip beside RAM, or beside a file."""
+    if place is None:
+        return contextlib.nullcontext()
+    return Chip("4MB", ExternalMemory(tmp_path / "external" if place == "file" else None))
+
+
+def numbers_of(parameters):
+    return [array for p in parameters for array in (p.numpy(), np.array(p.grad))]
+
+
+@pytest.mark.parametrize("place", PLACES[1:], ids=["RAM", "file"])
+def test_a_gradient_that_was_clipped_stays_clipped_after_a_step(place, tmp_path):
+    """The next step without zero_grad, and the next backward, go on from it."""
+
+    def steps(where):
+        with on(where, tmp_path):
+            w = nn.Parameter(np.ones((40_000, 2), np.float32))
+            optimizer, seen = tg.optim.SGD([w], 0.1), []
+            (w * 3).sum().backward()
+            tg.optim.clip_grad_norm_([w], 1.0)
+            for _ in range(2):
+                optimizer.step()
+                seen += numbers_of([w])
+            (w * 2).sum().backward()
+            return [*seen, tg.optim.clip_grad_norm_([w], 0.5), *numbers_of([w])]
+
+    found, expected = steps(place), steps(None)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("place", PLACES[1:], ids=["RAM", "file"])
+def test_an_optimizer_of_parameters_in_different_places(place, tmp_path):
+    """Norms add up in parameter order, all are scaled, and each is updated as it would be."""
+    rng = np.random.default_rng(3)
+    arrays = [rng.standard_normal(s).astype(np.float32) for s in ((70, 300), (9,), (5, 4), (33,))]
+
+    def train(streamed):
+        chip = on(place if streamed else None, tmp_path)
+        resident = [nn.Parameter(array) for array in arrays[::2]]
+        with chip:
+            others = [nn.Parameter(array) for array in arrays[1::2]]
+            mixed = [p for pair in zip(resident, others, strict=True) for p in pair]
+            optimizer = tg.optim.AdamW(mixed, 0.1)
+            for _ in range(2):
+                optimizer.zero_grad()
+                sum((p * p * i).sum() for i, p in enumerate(mixed, 1)).backward()
+                norm = tg.optim.clip_grad_norm_(mixed, 1.0)
+                optimizer.step()
+            return [norm, *numbers_of(mixed)]
+
+    assert all(np.array_equal(a, b) for a, b in zip(train(True), train(False), strict=True))
+
+
+@pytest.mark.parametrize("place", PLACES, ids=["no chip", "RAM", "file"])
+def test_a_function_may_use_its_memory_again(place, tmp_path):
+    """The gradient of one call is not overwritten by the next one's."""
+
+    class Square(tg.Function):
+        buffer = np.zeros(3, np.float32)
+
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return np.multiply(grad, 2 * x, out=Square.buffer)
+
+    with on(place, tmp_path):
+        parameters = [nn.Parameter(np.full(3, i, np.float32)) for i in range(1, 7)]
+        between = [p * 1.0 for p in parameters]  # and results, whose gradients wait in the walk
+        sum(Square.apply(x).sum() for x in (*parameters, *between)).backward()
+        assert [p.grad.tolist() for p in parameters] == [[4.0 * i] * 3 for i in range(1, 7)]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=["no chip", "RAM", "file"])
+def test_an_assignment_that_fails_halfway_is_seen_by_all_or_none(place, tmp_path):
+    with on(place, tmp_path):
+        w = nn.Parameter(np.zeros(600_000, np.float32))
+        total = (w * 1.0).sum()
+        with pytest.raises(ValueError, match="600000 needed"):
+            w.assign(iter([np.ones(500_000, np.float32)]))
+        assert (w * 1.0).sum().item() == w.data.sum()
+        if w.data.any():  # and a graph from before notices
+            with pytest.raises(RuntimeError, match="was replaced"):
+                (total * 1.0).backward()

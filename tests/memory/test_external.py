@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -479,3 +480,52 @@ def test_calls_are_made_in_the_order_that_survives_a_power_cut(path, monkeypatch
     first_change = min(log.index("truncate"), log.index("allocate"))
     assert log[:first_change].count("fsync") == 1 and log.count("fsync") == 3
     assert log[-4:] == ["write", "fsync", "write", "fsync"]  # table, header
+
+
+def test_a_memory_that_served_other_models_in_between_takes_its_own_again(path):
+    memory = ExternalMemory(path)
+
+    def serve(*shapes):
+        with Chip(ROOMY, memory):
+            return [nn.Parameter(np.ones(shape, np.float32)) for shape in shapes]
+
+    serve((2, 3), (4, 5))
+    with pytest.raises(KeyError), Chip(ROOMY, memory):
+        nn.Parameter(np.ones((2, 3), np.float32))
+        raise KeyError
+    serve((2, 3), (4, 5))
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_a_chip_that_gets_no_thread_leaves_nothing_behind(path, monkeypatch, started):
+    memory, before = ExternalMemory(path), live_threads()
+    start, count = threading.Thread.start, iter(range(9))
+
+    def failing(thread):
+        if next(count) == started:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    with pytest.raises(RuntimeError, match="start new thread"), Chip(ROOMY, memory):
+        pass
+    monkeypatch.undo()
+    within(5, lambda: live_threads() == before)
+    with Chip(ROOMY, memory):
+        nn.Parameter(np.ones(3, np.float32))
+
+
+def test_after_a_chip_weights_can_be_set_whatever_was_on_its_way():
+    """Fetches for the next step, which nobody took, are neither counted nor waited for."""
+    for _ in range(5):
+        with Chip("10MB", ExternalMemory(bandwidth="50MB")) as chip:
+            layers = [nn.Linear(200, 200) for _ in range(12)]
+            for _ in range(3):
+                x = tg.Tensor(np.ones((4, 200), np.float32))
+                for layer in layers:
+                    x = layer(x)
+                x.sum().backward()
+        moved = sum(e.nbytes for e in chip.timeline.events if e.kind == "fetch")
+        assert chip.bytes_moved["fetch"] == moved
+        for layer in layers:
+            layer.load_state_dict({k: v + 1 for k, v in layer.state_dict().items()})

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -422,3 +423,34 @@ def test_what_is_fetched_ahead_is_not_crowded_out_by_weights_that_come_back(monk
     fetched(ample)
     layer = 4 * 12 * config.n_embd**2
     assert fetched(Rehearsal(ample.budget.footprint + extra * layer)) < 1.9
+
+
+def unary(name, *arguments):
+    return lambda x: getattr(x, name)(*arguments)
+
+
+OPS = {
+    **{name: unary(name) for name in (
+        "tanh", "sigmoid", "relu", "exp", "log", "sqrt", "gelu", "softmax", "log_softmax",
+    )},
+    "abs": abs, "negate": lambda x: -x, "subtract": lambda x: x - x.exp(),
+    "multiply": lambda x: x * x.exp(), "divide": lambda x: 1 / x, "power": lambda x: x**1.5,
+    "clip": unary("clip", 0, 1), "maximum": lambda x: tg.maximum(x, x * 2),
+    "max": lambda x: x.max(axis=-1, keepdims=True) * x,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_ops_take_their_memory_from_the_chip_and_rehearse_without_touching_it(name):
+    """What NumPy allocates beside the chip's account stays far below one activation."""
+    x, computed = np.ones((1024, 64), np.float32), {}
+    for chip in (Chip("200MB"), Rehearsal()):
+        with chip:
+            layer = nn.Linear(64, 4096, rng=np.random.default_rng(0))  # activations of 16 MB
+            tracemalloc.start()
+            y = OPS[name](layer(x))
+            (y * 1.0).sum().backward()
+            computed[type(chip)] = tracemalloc.get_traced_memory()[1], chip.peak_bytes
+            tracemalloc.stop()
+    (beside, peak), (_, rehearsed) = computed[Chip], computed[Rehearsal]
+    assert beside < 3e6 and peak == rehearsed

@@ -8,10 +8,12 @@ Sizes depend on shapes alone, so results do not depend on anything else.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from . import switch
+from .allocator import empty
 from .gather import gather_rows
 
 BLOCK_BYTES = 256 * 1024
@@ -23,6 +25,25 @@ def row_blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Ite
     step = max(1, block_bytes // max(1, row_bytes))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def blockwise(formula: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """formula(*arrays), element by element and broadcast, in memory from `empty`.
+
+    It is called with blocks of the arrays, so that what it makes on the way stays small and in the
+    cache.
+    """
+    shape = np.broadcast_shapes(*[x.shape for x in arrays])
+    out = empty(shape, np.result_type(*arrays))
+    if switch.off or out.size == 0:
+        return out
+    if all(x.ndim == 0 or (x.shape == shape and x.flags.c_contiguous) for x in arrays):
+        parts, target = [x if x.ndim == 0 else flat(x) for x in arrays], flat(out)
+    else:
+        parts, target = [x if x.ndim == 0 else np.broadcast_to(x, shape) for x in arrays], out
+    for block in row_blocks(len(target), target[:1].nbytes):
+        target[block] = formula(*[x if x.ndim == 0 else x[block] for x in parts])
+    return out
 
 
 def flat(array: np.ndarray) -> np.ndarray:

@@ -185,11 +185,34 @@ def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarr
     return out
 
 
-def sum_axes(a: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """The sum over `axes`, which leave the shape."""
-    shape = tuple(n for axis, n in enumerate(a.shape) if axis not in axes)
-    out = empty(shape, a.dtype)
-    return out if switch.off else np.add.reduce(a, axis=axes, out=out)
+RUN = 128  # elements that NumPy adds up one after the other, at most, where it adds in pairs
+
+
+def sum_axes(
+    a: np.ndarray, axes: tuple[int, ...], keepdims: bool = False, dtype: np.dtype | None = None
+) -> np.ndarray:
+    """The sum over `axes`, which leave the shape or become 1, in a's dtype or in `dtype`.
+
+    NumPy adds in pairs along the last axis, and one after the other along any other: there a large
+    sum swallows small terms (in float16 it stays at 2048 when ones are added). So long sums of that
+    kind, and all in float16, are taken in the next larger dtype.
+    """
+    kept = tuple(1 if axis in axes else n for axis, n in enumerate(a.shape))
+    shape = kept if keepdims else tuple(n for i, n in enumerate(a.shape) if i not in axes)
+    out = empty(shape, a.dtype if dtype is None else dtype)
+    if switch.off:
+        return out
+    inner = a.ndim
+    while inner - 1 in axes:
+        inner -= 1
+    in_runs = math.prod(a.shape[axis] for axis in axes if axis < inner)
+    wide = {np.float16: np.float32, np.float32: np.float64}.get(a.dtype.type, a.dtype)
+    if wide == out.dtype or (a.dtype == out.dtype != np.float16 and in_runs < RUN):
+        return np.add.reduce(a, axis=axes, keepdims=keepdims, dtype=out.dtype, out=out)
+    total = empty(shape, wide, "workspace")
+    np.add.reduce(a, axis=axes, keepdims=keepdims, dtype=wide, out=total)
+    np.copyto(out, total, casting="same_kind")
+    return out
 
 
 WORDS = 64  # consecutive elements that take the same word of four of consecutive counters

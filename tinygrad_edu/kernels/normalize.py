@@ -15,7 +15,8 @@ import numpy as np
 
 from . import switch
 from .allocator import empty
-from .launch import carray, operand, pieces, rows, summing_task
+from .elementwise import sum_axes
+from .launch import carray, computed_in, operand, pieces, rows, summing_task
 
 PARTS = 64  # at most so many partial sums over rows
 
@@ -37,10 +38,17 @@ def layer_norm_task(arrays, sizes, numbers, piece, slot):
             for j in range(c):
                 total += row[j]
             middle = total / count
-            mean[i, 0] = middle
-        total = kind(0)
+        total = rest = kind(0)
         for j in range(c):
-            total += (row[j] - middle) * (row[j] - middle)
+            deviation = row[j] - middle
+            rest += deviation
+            total += deviation * deviation
+        if center:  # what rounding left of the mean, which matters where it is far from 0
+            total -= rest * (rest / count)
+            if total < kind(0):
+                total = kind(0)
+            middle += rest / count
+            mean[i, 0] = middle
         scale = kind(1) / np.sqrt(total / count + eps)
         rstd[i, 0] = scale
         if has_weight and has_bias:
@@ -194,26 +202,32 @@ def column_sums(x: np.ndarray) -> np.ndarray:
 def softmax(x: np.ndarray, axis: int, log: bool) -> np.ndarray:
     """softmax or log-softmax of `x` along `axis`, shifted by the maximum so exp cannot overflow."""
     out = empty(x.shape, x.dtype)
-    if x.size == 0:
+    if x.size == 0 or switch.off:
         return out
+    axes, wide = (axis % x.ndim,), computed_in(x.dtype)
     np.subtract(x, x.max(axis=axis, keepdims=True), out=out)
     if log:
-        out -= np.log(np.exp(out).sum(axis=axis, keepdims=True))
+        powers = np.exp(out, out=empty(x.shape, x.dtype, "workspace"))
+        total = np.log(sum_axes(powers, axes, True, wide))
+        np.subtract(out, total, out=out, casting="same_kind")
     else:
         np.exp(out, out=out)
-        out /= out.sum(axis=axis, keepdims=True)
+        np.divide(out, sum_axes(out, axes, True, wide), out=out, casting="same_kind")
     return out
 
 
 def softmax_backward(grad: np.ndarray, y: np.ndarray, axis: int, log: bool) -> np.ndarray:
     """From the output alone: y (g - sum(g y)), or g - exp(y) sum(g) for the logarithm."""
     out = empty(y.shape, y.dtype)
+    if switch.off:
+        return out
+    axes = (axis % y.ndim,)
     if log:
         np.exp(y, out=out)
-        out *= grad.sum(axis=axis, keepdims=True)
+        out *= sum_axes(grad, axes, True)
         return np.subtract(grad, out, out=out)
     np.multiply(grad, y, out=out)
-    total = out.sum(axis=axis, keepdims=True)
+    total = sum_axes(out, axes, True)
     np.subtract(grad, total, out=out)
     out *= y
     return out

@@ -113,14 +113,18 @@ def _in_place(update: Task, operands: list, numbers: list[float], *flags: int) -
         dtype = computed_in(arrays[0].dtype)
         if all(a.flags.c_contiguous and a.dtype == dtype for a in arrays):
             calls[dtype].append(_call(arrays, flags, numbers))
-            continue
-        copies = [np.ascontiguousarray(a, dtype) for a in arrays]
-        update(*_call(copies, flags, numbers))
-        for i, (array, result) in enumerate(zip(arrays, copies, strict=True)):
-            if array is not result and i != 1:
-                np.copyto(array, result, casting="same_kind")
+        else:
+            _through_copies(update, arrays, flags, numbers)
     for alike in calls.values():
         _each(update, alike)
+
+
+def _through_copies(update: Task, arrays: Sequence, flags: Sequence, numbers: Sequence) -> None:
+    copies = [np.ascontiguousarray(a, computed_in(arrays[0].dtype)) for a in arrays]
+    update(*_call(copies, flags, numbers))
+    for i, (array, result) in enumerate(zip(arrays, copies, strict=True)):
+        if array is not result and i != 1:
+            np.copyto(array, result, casting="same_kind")
 
 
 def _call(arrays: Sequence[np.ndarray], flags: Sequence[int] = (), numbers: Sequence = ()) -> tuple:

@@ -87,7 +87,14 @@ class Chip:
         if self._was_open:
             raise RuntimeError("this chip has been used: make a new one")
         self.external.open()
-        self.reader, self.writer = Mover("reader"), Mover("writer")
+        try:
+            self.reader = Mover("reader")
+            self.writer = Mover("writer")
+        except BaseException:  # no thread to be had
+            if hasattr(self, "reader"):
+                self.reader.close()
+            self.external.close(in_order=False)
+            raise
         self.residency = Residency(self.budget, self.reader, Link(self.external), self.timeline)
         self.file_updates = FileUpdate(self.reader, self.writer, self.timeline)
         self._out = Link(self.external)
@@ -115,6 +122,7 @@ class Chip:
             try:
                 self.reader.close()
                 self.writer.close()
+                self.residency.close()
                 self._leaving.clear()
             finally:
                 self.external.close(in_order)

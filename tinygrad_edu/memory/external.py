@@ -184,7 +184,7 @@ class ExternalMemory:
         """Takes the file; ExternalMemoryError if it is someone else's, damaged, or in use."""
         if self.is_open:
             raise RuntimeError(f"this external memory ({self.medium}) already serves a chip")
-        self.blobs, self._end, self.failure = [], PAGE, None
+        self.blobs, self._end, self.failure, self._expected = [], PAGE, None, []
         self.hurry.clear()
         if self.path is not None:
             self._open_file(self.path)

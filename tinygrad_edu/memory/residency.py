@@ -227,6 +227,15 @@ class Residency:
         self.budget.charge("idle", -unit.block.nbytes)
         self._release(unit)
 
+    def close(self) -> None:
+        """Forgets the copies that nobody uses; fetches that were not begun never happened."""
+        for unit in list(self.resident.values()):
+            if unit.job is not None and unit.job.error is not None:
+                self.fetched_bytes -= unit.nbytes
+            unit.job = None
+            if unit.pins == 0:
+                self._evict(unit)
+
     def _release(self, unit: Unit) -> None:
         block, unit.block = unit.block, None
         self.budget.release(block)

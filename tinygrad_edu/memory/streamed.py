@@ -110,16 +110,18 @@ class StreamedStorage(Storage):
         self.chip.settle()
         blob, cell = self._blob(kind), GRID // self.dtype.itemsize
         buffer, filled, offset = np.empty(min(cell, self.size), self.dtype), 0, 0
-        for _, piece in placed(chunks, self.size):
-            while piece.size:
-                count = min(piece.size, buffer.size - filled)
-                buffer[filled : filled + count] = piece[:count]
-                filled, piece = filled + count, piece[count:]
-                if filled == buffer.size or offset + filled == self.size:
-                    blob.write(offset * self.dtype.itemsize, buffer[:filled].view(np.uint8))
-                    offset, filled = offset + filled, 0
-        if kind == WEIGHT:
-            self.chip.changed(self)
+        try:
+            for _, piece in placed(chunks, self.size):
+                while piece.size:
+                    count = min(piece.size, buffer.size - filled)
+                    buffer[filled : filled + count] = piece[:count]
+                    filled, piece = filled + count, piece[count:]
+                    if filled == buffer.size or offset + filled == self.size:
+                        blob.write(offset * self.dtype.itemsize, buffer[:filled].view(np.uint8))
+                        offset, filled = offset + filled, 0
+        finally:  # even if the chunks end halfway, or raise
+            if kind == WEIGHT:
+                self.chip.changed(self)
 
     def _blob(self, kind: str) -> Blob:
         blob = self.blobs[kind]
@@ -268,9 +270,10 @@ class StreamedStorage(Storage):
             self.written.wait()  # of an update just before, with no gradient in between
         if blobs[0].array is not None:
             self._update_in_place(function, blobs, numbers)
-        else:
+            self._scale = 1.0
+        else:  # which leaves the gradient in the file as it is
             self.chip.file_update(self, function, blobs, self._scale, numbers)
-        self.updated, self._scale = True, 1.0
+        self.updated = True
         moved = self.nbytes * (2 * len(blobs) - 1)  # all are read, all but the gradient written
         self.chip.count_update(moved)
         end = time.perf_counter_ns()

@@ -1,16 +1,19 @@
-"""Ops that work element by element. Inputs broadcast; the engine sums the gradient back."""
+"""Ops that work element by element. Inputs broadcast; the engine sums the gradient back.
+
+Every result comes from `empty`, by a kernel, by `ufunc`, or by `blockwise` for longer formulas.
+"""
 
 import numpy as np
 
 from ..kernels import elementwise as kernels
-from ..kernels import empty
+from ..kernels import empty, switch
+from ..kernels.blocks import blockwise
 
 
 def ufunc(function: np.ufunc, *arrays: np.ndarray) -> np.ndarray:
     """Runs a NumPy ufunc into memory from `empty`."""
-    shape = np.broadcast_shapes(*(array.shape for array in arrays))
-    dtype = np.result_type(*arrays)
-    return function(*arrays, out=empty(shape, dtype))
+    out = empty(np.broadcast_shapes(*[x.shape for x in arrays]), np.result_type(*arrays))
+    return out if switch.off else function(*arrays, out=out)
 
 
 class Add:
@@ -30,7 +33,7 @@ class Subtract:
 
     @staticmethod
     def backward(ctx, grad):
-        return grad, -grad if ctx.needs_input_grad[1] else None
+        return grad, ufunc(np.negative, grad) if ctx.needs_input_grad[1] else None
 
 
 class Multiply:
@@ -44,7 +47,10 @@ class Multiply:
     def backward(ctx, grad):
         a, b = ctx.saved_tensors
         need_a, need_b = ctx.needs_input_grad
-        return ufunc(np.multiply, grad, b) if need_a else None, grad * a if need_b else None
+        return (
+            ufunc(np.multiply, grad, b) if need_a else None,
+            ufunc(np.multiply, grad, a) if need_b else None,
+        )
 
 
 class Divide:
@@ -57,7 +63,10 @@ class Divide:
     def backward(ctx, grad):
         a, b = ctx.saved_tensors
         need_a, need_b = ctx.needs_input_grad
-        return grad / b if need_a else None, -grad * a / (b * b) if need_b else None
+        return (
+            ufunc(np.true_divide, grad, b) if need_a else None,
+            blockwise(lambda g, a, b: -g * (a / b / b), grad, a, b) if need_b else None,
+        )
 
 
 class Power:
@@ -72,15 +81,27 @@ class Power:
     @staticmethod
     def backward(ctx, grad):
         a, b, out = ctx.saved_tensors
-        grad_a = grad_b = None
-        if ctx.needs_input_grad[0]:
-            # At b = 0 the derivative is 0 even where a ** (b - 1) is infinite.
-            slope = a if b.ndim == 0 and b == 2 else np.power(a, np.where(b == 0, 1, b - 1))
-            grad_a = grad * (b * slope)
-        if ctx.needs_input_grad[1]:
-            log_a = np.log(np.where(a == 0, 1, a))
-            grad_b = grad * np.where((a == 0) & (b >= 0), 0, out * log_a)
-        return grad_a, grad_b
+        need_a, need_b = ctx.needs_input_grad
+        slope = slope_of_square if b.ndim == 0 and b == 2 else slope_of_power
+        return (
+            blockwise(slope, grad, a, b) if need_a else None,
+            blockwise(slope_by_exponent, grad, a, b, out) if need_b else None,
+        )
+
+
+def slope_of_square(grad, a, b):
+    return grad * (b * a)
+
+
+def slope_of_power(grad, a, b):
+    """At b = 0 the derivative is 0 even where a, or a ** (b - 1), is infinite."""
+    constant = b == 0
+    return grad * (b * np.power(np.where(constant, 1, a), np.where(constant, 1, b - 1)))
+
+
+def slope_by_exponent(grad, a, b, out):
+    log_a = np.log(np.where(a == 0, 1, a))
+    return grad * np.where((a == 0) & (b >= 0), 0, out * log_a)
 
 
 class Negate:
@@ -90,7 +111,7 @@ class Negate:
 
     @staticmethod
     def backward(ctx, grad):
-        return -grad
+        return ufunc(np.negative, grad)
 
 
 class Exp:
@@ -103,7 +124,7 @@ class Exp:
     @staticmethod
     def backward(ctx, grad):
         (out,) = ctx.saved_tensors
-        return grad * out
+        return ufunc(np.multiply, grad, out)
 
 
 class Log:
@@ -115,7 +136,7 @@ class Log:
     @staticmethod
     def backward(ctx, grad):
         (a,) = ctx.saved_tensors
-        return grad / a
+        return ufunc(np.true_divide, grad, a)
 
 
 class Sqrt:
@@ -128,7 +149,7 @@ class Sqrt:
     @staticmethod
     def backward(ctx, grad):
         (out,) = ctx.saved_tensors
-        return grad * 0.5 / out
+        return blockwise(lambda g, y: g * 0.5 / y, grad, out)
 
 
 class Tanh:
@@ -141,7 +162,7 @@ class Tanh:
     @staticmethod
     def backward(ctx, grad):
         (out,) = ctx.saved_tensors
-        return grad * (1 - out * out)
+        return blockwise(lambda g, y: g * (1 - y * y), grad, out)
 
 
 class Sigmoid:
@@ -149,18 +170,19 @@ class Sigmoid:
 
     @staticmethod
     def forward(ctx, a):
-        small = np.exp(-np.abs(a))
-        out = empty(a.shape, a.dtype)
-        np.copyto(out, small)
-        np.copyto(out, 1, where=a >= 0)
-        out /= 1 + small
+        out = blockwise(sigmoid, a)
         ctx.save_for_backward(out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
         (out,) = ctx.saved_tensors
-        return grad * (out * (1 - out))
+        return blockwise(lambda g, y: g * (y * (1 - y)), grad, out)
+
+
+def sigmoid(a: np.ndarray) -> np.ndarray:
+    small = np.exp(-np.abs(a))
+    return np.where(a >= 0, a.dtype.type(1), small) / (1 + small)
 
 
 class Relu:
@@ -168,14 +190,14 @@ class Relu:
 
     @staticmethod
     def forward(ctx, a):
-        out = np.maximum(a, 0, out=empty(a.shape, a.dtype))
+        out = blockwise(lambda a: np.maximum(a, 0), a)
         ctx.save_for_backward(out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
         (out,) = ctx.saved_tensors
-        return grad * ~(out <= 0)
+        return blockwise(lambda g, y: g * ~(y <= 0), grad, out)
 
 
 class Gelu:
@@ -202,7 +224,7 @@ class Abs:
     @staticmethod
     def backward(ctx, grad):
         (a,) = ctx.saved_tensors
-        return grad * np.sign(a)
+        return blockwise(lambda g, a: g * np.sign(a), grad, a)
 
 
 class Clip:
@@ -212,20 +234,24 @@ class Clip:
     def forward(ctx, a, low, high):
         ctx.save_for_backward(a)
         ctx.low, ctx.high = low, high
-        return np.clip(a, low, high, out=empty(a.shape, a.dtype))
+        return blockwise(lambda a: np.clip(a, low, high), a)
 
     @staticmethod
     def backward(ctx, grad):
         (a,) = ctx.saved_tensors
         low = -np.inf if ctx.low is None else ctx.low
         high = np.inf if ctx.high is None else ctx.high
-        return grad * ((a >= low) & (a <= high))
+        return blockwise(lambda g, a: g * ((a >= low) & (a <= high)), grad, a)
 
 
 class Extremum:
-    """The larger (or smaller) of two; where they tie, each gets half of the gradient."""
+    """The larger (or smaller) of two; where they tie, each gets half of the gradient.
+
+    NaN is larger and smaller than anything; both get the gradient then.
+    """
 
     choose: np.ufunc
+    loses: np.ufunc
 
     @classmethod
     def forward(cls, ctx, a, b):
@@ -236,36 +262,42 @@ class Extremum:
     @classmethod
     def backward(cls, ctx, grad):
         a, b = ctx.saved_tensors
-        out = cls.choose(a, b)
+
+        def share(grad, mine, other):
+            half = grad * np.where(mine == other, grad.dtype.type(0.5), grad.dtype.type(1))
+            return half * ~cls.loses(mine, other)
+
         need_a, need_b = ctx.needs_input_grad
-        half = grad * np.where(a == b, grad.dtype.type(0.5), grad.dtype.type(1))
-        return half * (a == out) if need_a else None, half * (b == out) if need_b else None
+        return (
+            blockwise(share, grad, a, b) if need_a else None,
+            blockwise(share, grad, b, a) if need_b else None,
+        )
 
 
 class Maximum(Extremum):
-    choose = np.maximum
+    choose, loses = np.maximum, np.less
 
 
 class Minimum(Extremum):
-    choose = np.minimum
+    choose, loses = np.minimum, np.greater
 
 
 class Where:
     @staticmethod
     def forward(ctx, condition, a, b):
         ctx.save_for_backward(condition)
-        out = empty(np.broadcast_shapes(condition.shape, a.shape, b.shape), np.result_type(a, b))
-        np.copyto(out, b)
-        np.copyto(out, a, where=condition)
-        return out
+        return blockwise(np.where, condition, a, b)
 
     @staticmethod
     def backward(ctx, grad):
         (condition,) = ctx.saved_tensors
         _, need_a, need_b = ctx.needs_input_grad
         zero = grad.dtype.type(0)
-        grad_a = np.where(condition, grad, zero) if need_a else None
-        return None, grad_a, np.where(condition, zero, grad) if need_b else None
+        return (
+            None,
+            blockwise(lambda c, g: np.where(c, g, zero), condition, grad) if need_a else None,
+            blockwise(lambda c, g: np.where(c, zero, g), condition, grad) if need_b else None,
+        )
 
 
 class Dropout:

@@ -127,7 +127,7 @@ class Einsum:
             size = dict(zip(term, ctx.input_shapes[i], strict=True))
             for k in others:  # a size-1 axis may have been broadcast against this operand's
                 for c, n in zip(ctx.terms[k], ctx.input_shapes[k], strict=True):
-                    size[c] = max(size.get(c, 1), n)
+                    size[c] = n if size.get(c, 1) == 1 else size[c]
             have = dict(
                 zip(known, part.shape, strict=True)
             )  # 1 where another operand was broadcast

@@ -56,7 +56,9 @@ class Index:
         if ctx.is_view:
             out[ctx.index] = grad
         else:
-            np.add.at(out, ctx.index, grad)
+            wide = out.astype(np.float32) if out.dtype == np.float16 else out
+            np.add.at(wide, ctx.index, grad)
+            out[...] = wide
         return out
 
 

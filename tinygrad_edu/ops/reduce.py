@@ -8,8 +8,10 @@ import math
 
 import numpy as np
 
-from ..kernels import empty
+from ..kernels import empty, switch
 from ..kernels import normalize as kernels
+from ..kernels.blocks import blockwise
+from ..kernels.elementwise import sum_axes
 
 
 def as_axes(axis, ndim: int) -> tuple[int, ...]:
@@ -34,27 +36,29 @@ def reduced(ctx, a, axis, keepdims):
 class Sum:
     @staticmethod
     def forward(ctx, a, axis, keepdims):
-        out = empty(reduced(ctx, a, axis, keepdims), a.dtype)
-        return np.sum(a, axis=ctx.axes, keepdims=keepdims, out=out)
+        reduced(ctx, a, axis, keepdims)
+        return sum_axes(a, ctx.axes, keepdims)
 
     @staticmethod
     def backward(ctx, grad):
         return np.broadcast_to(grad.reshape(ctx.kept), ctx.in_shape)
 
 
-def averaged(function, a, out, **options):
-    """`function` of `a` into `out`; float16 is added up in float32, where it cannot overflow."""
-    if a.dtype != np.float16:
-        return function(a, out=out, **options)
-    np.copyto(out, function(a, dtype=np.float32, **options), casting="same_kind")
+def mean_of(a: np.ndarray, axes: tuple[int, ...], keepdims: bool, count: float) -> np.ndarray:
+    """The sum over `count`; float16 is averaged in float32, where its sum cannot overflow."""
+    total = sum_axes(a, axes, keepdims, np.dtype(np.float32) if a.dtype == np.float16 else None)
+    out = empty(total.shape, a.dtype)
+    if not switch.off:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            np.divide(total, total.dtype.type(count), out=out, casting="same_kind")
     return out
 
 
 class Mean:
     @staticmethod
     def forward(ctx, a, axis, keepdims):
-        out = empty(reduced(ctx, a, axis, keepdims), a.dtype)
-        return averaged(np.mean, a, out, axis=ctx.axes, keepdims=keepdims)
+        reduced(ctx, a, axis, keepdims)
+        return mean_of(a, ctx.axes, keepdims, ctx.count)
 
     @staticmethod
     def backward(ctx, grad):
@@ -65,20 +69,25 @@ class Mean:
 
 
 class Variance:
-    """The mean squared deviation, divided by (count - ddof)."""
+    """The mean squared deviation, divided by (count - ddof); NaN where that is not above 0."""
 
     @staticmethod
     def forward(ctx, a, axis, keepdims, ddof):
-        out = empty(reduced(ctx, a, axis, keepdims), a.dtype)
-        ctx.ddof = ddof
+        reduced(ctx, a, axis, keepdims)
+        ctx.divisor = ctx.count - ddof if ctx.count > ddof else np.nan
         ctx.save_for_backward(a)
-        return averaged(np.var, a, out, axis=ctx.axes, keepdims=keepdims, ddof=ddof)
+        wide = np.float32 if a.dtype == np.float16 else a.dtype
+        mean = sum_axes(a, ctx.axes, True, np.dtype(wide)) / (ctx.count or np.nan)
+        squares = blockwise(lambda a, mean: (a - mean) ** 2, a, mean.astype(wide, copy=False))
+        out = mean_of(squares, ctx.axes, keepdims, ctx.divisor)
+        return out.astype(a.dtype, copy=False)
 
     @staticmethod
     def backward(ctx, grad):
         (a,) = ctx.saved_tensors
-        centred = a - np.mean(a, axis=ctx.axes, keepdims=True)
-        return grad.reshape(ctx.kept) * (2 / (ctx.count - ctx.ddof)) * centred
+        mean = mean_of(a, ctx.axes, True, ctx.count)
+        share = grad.reshape(ctx.kept) * grad.dtype.type(2 / ctx.divisor)
+        return blockwise(lambda share, a, mean: share * (a - mean), share, a, mean)
 
 
 class Extreme:
@@ -89,16 +98,20 @@ class Extreme:
     @classmethod
     def forward(cls, ctx, a, axis, keepdims):
         out = empty(reduced(ctx, a, axis, keepdims), a.dtype)
-        cls.pick(a, axis=ctx.axes, keepdims=keepdims, out=out)
+        if not switch.off:
+            cls.pick(a, axis=ctx.axes, keepdims=keepdims, out=out)
         ctx.save_for_backward(a, out)
         return out
 
     @classmethod
     def backward(cls, ctx, grad):
         a, out = ctx.saved_tensors
-        tied = a == out.reshape(ctx.kept)
-        share = grad.reshape(ctx.kept) / np.maximum(tied.sum(axis=ctx.axes, keepdims=True), 1)
-        return tied * share.astype(grad.dtype)
+        if switch.off:
+            return empty(a.shape, a.dtype)
+        kept = out.reshape(ctx.kept)
+        ties = (a == kept).sum(axis=ctx.axes, keepdims=True)
+        share = (grad.reshape(ctx.kept) / np.maximum(ties, 1)).astype(grad.dtype)
+        return blockwise(lambda share, a, kept: (a == kept) * share, share, a, kept)
 
 
 class Max(Extreme):

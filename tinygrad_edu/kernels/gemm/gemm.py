@@ -70,12 +70,17 @@ def matmul(
         a = a.swapaxes(-1, -2)
     if transpose_b:
         b = b.swapaxes(-1, -2)
-    if gelu or residual is not None:
+    if gelu or keep is not None or residual is not None:
         if accumulate:
-            raise ValueError("matmul: accumulate=True does not go with gelu or residual")
+            raise ValueError("matmul: accumulate=True does not go with gelu, keep or residual")
+        others = [x for x in (a, b, bias, residual, out) if x is not None]
+        if keep is not None and any(np.may_share_memory(keep, x) for x in others):
+            kept = np.empty(keep.shape, keep.dtype)  # keep is written while others are read
+            out = matmul(a, b, out, bias=bias, gelu=gelu, keep=kept, residual=residual)
+            np.copyto(keep, kept)
+            return out
         if a.ndim != 2 or b.ndim != 2:
-            out = matmul(a, b, out, bias=bias)
-            return _after(out, gelu, keep, residual)
+            return _apart(a, b, out, bias, gelu, keep, residual)
     if a.ndim < 2 or b.ndim < 2:
         return _vectors(a, b, out, bias, accumulate)
     m, k = a.shape[-2:]
@@ -102,6 +107,7 @@ def matmul(
             return out
     if bias is not None:
         bias = _check_bias(bias, shape, a.dtype)
+    _check_extra(out, keep, residual)
     if k == 0 or 0 in shape:
         if not accumulate:
             out[...] = 0
@@ -120,11 +126,6 @@ def _flat(a, b, out, bias, add, gelu, keep, residual):
     if keep is None is residual and not gelu:
         _product(a, b, out, bias, add)
         return
-    for name, x in (("keep", keep), ("residual", residual)):
-        if x is not None and (x.shape != out.shape or x.dtype != out.dtype):
-            raise ValueError(
-                f"matmul: {name} is {x.dtype} {x.shape}, the product {out.dtype} {out.shape}"
-            )
     extra = residual if keep is None else keep
     todo = GELU * gelu + (0 if extra is None else RESIDUAL if keep is None else KEEP)
     rows = all(_contiguous(x, 1) for x in (out, extra) if x is not None)
@@ -135,6 +136,35 @@ def _flat(a, b, out, bias, add, gelu, keep, residual):
     _product(a, b, out, bias, add, extra, todo)
     if keep is not None and residual is not None:
         np.add(out, residual, out=out)
+
+
+def _apart(a, b, out, bias, gelu, keep, residual):
+    """Products that are not of two matrices: what follows them is done afterwards, on a result of
+    its own, so that `out` may be one of the arrays that are read."""
+    if a.ndim < 2 or b.ndim < 2:
+        raise ValueError(
+            f"matmul: gelu, keep and residual go with matrices, got {a.shape} @ {b.shape}"
+        )
+    result = matmul(a, b, bias=bias)
+    _check_extra(result, keep, residual)
+    if out is None:
+        return _after(result, gelu, keep, residual)
+    _check_out(out, result.shape, a, b, bias)
+    np.copyto(out, _after(result, gelu, keep, residual))
+    return out
+
+
+def _check_extra(out, keep, residual):
+    for name, x in (("keep", keep), ("residual", residual)):
+        if x is None:
+            continue
+        _check_arrays(x)
+        if x.shape != out.shape or x.dtype != out.dtype:
+            raise ValueError(
+                f"matmul: {name} is {x.dtype} {x.shape}, the product {out.dtype} {out.shape}"
+            )
+        if name == "keep" and not x.flags.writeable:
+            raise ValueError("matmul: keep is read-only")
 
 
 def _after(out, gelu, keep, residual):
@@ -161,7 +191,7 @@ def quick(a, b, out=None):
         return None
     if out is None:
         out = empty((m, n), dtype)
-    elif out.dtype is not dtype or type(out) is not np.ndarray:
+    elif out.dtype is not dtype or type(out) is not np.ndarray or out.ndim != 2:
         return None
     here, on_threads, space = _local.__dict__.get(dtype.char) or _quick_entry(dtype)
     workers = 1 if alone else threads()
