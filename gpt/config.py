@@ -7,6 +7,7 @@ line override each field; --n-layer and --n_layer are the same flag.
 import argparse
 import dataclasses
 import difflib
+import io
 import json
 import math
 import sys
@@ -217,10 +218,16 @@ def saved_config(run: Path) -> TrainConfig | None:
 
 def run(main: Any, name: str) -> NoReturn:
     """Runs a command: a user's mistake is one line and status 2, Ctrl-C is status 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # texts may hold what a console cannot show
+            stream.reconfigure(errors="replace")
     try:
         status = main(sys.argv[1:])
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
+        status = 2
+    except MemoryError as error:
+        print(f"{name}: not enough memory: {error}; ask for less, see --help", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

@@ -158,6 +158,9 @@ def _files_below(root: Path, only: str, skip: frozenset[str]) -> list[Path]:
 
     found = []
     for folder, subfolders, names in os.walk(root, onerror=unreadable):
+        if "metrics.jsonl" in names and Path(folder) != root:  # a run, perhaps this one
+            subfolders.clear()
+            continue
         subfolders[:] = [name for name in subfolders if name not in skip and name[0] != "."]
         found += [Path(folder, n) for n in names if n.endswith(only) and n[0] != "."]
     files = filter(os.path.isfile, found)  # no dangling links, no pipes

@@ -73,7 +73,8 @@ def device(config: TrainConfig, model: GPTConfig) -> Iterator[tuple[Chip | None,
         with Chip(config.chip, ExternalMemory(config.external)) as chip:
             yield chip, recompute
     except (ExternalMemoryError, ChipMemoryError) as error:
-        raise UserError(" ".join(str(error).split())) from None
+        text = getattr(error, "strerror", None) or str(error)
+        raise UserError(" ".join(text.split())) from None
     print(chip.report())
 
 

@@ -170,8 +170,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no model: {path.name} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no model: expected an object of names and values")
     problems = [
         f"{key} is {config[key]!r}, expected {value!r}"
         for key, value in FIXED.items()
@@ -179,6 +181,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     ]
     needed = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")
     problems += [f"{key} is missing" for key in needed if key not in config]
+    problems += [
+        f"{key} is {config[key]!r}, expected a whole number above 0"
+        for key in needed
+        if key in config and (type(config[key]) is not int or config[key] < 1)
+    ]
+    dropout, bias = config.get("resid_pdrop", 0.0), config.get("bias", True)
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        problems.append(f"resid_pdrop is {dropout!r}, expected a number from 0 to below 1")
+    if type(bias) is not bool:
+        problems.append(f"bias is {bias!r}, expected true or false")
+    if not problems and config["n_embd"] % config["n_head"]:
+        problems.append(f"n_head {config['n_head']} does not divide n_embd {config['n_embd']}")
     if not problems and config.get("n_inner") not in (None, 4 * config["n_embd"]):
         problems.append(f"n_inner is {config['n_inner']}, expected {4 * config['n_embd']}")
     if problems:
@@ -189,6 +203,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         "n_layer": config["n_layer"],
         "n_head": config["n_head"],
         "n_embd": config["n_embd"],
-        "dropout": config.get("resid_pdrop", 0.0),
-        "bias": config.get("bias", True),
+        "dropout": dropout,
+        "bias": bias,
     }

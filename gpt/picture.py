@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .disk import write_atomically
+
 
 def draw_losses(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws loss and held-out loss against the optimizer step, and replaces `path`."""
@@ -32,6 +34,4 @@ def draw_losses(rows: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    FigureCanvasAgg(figure).print_png(temporary)
-    temporary.replace(path)
+    write_atomically(path, FigureCanvasAgg(figure).print_png)

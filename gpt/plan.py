@@ -78,7 +78,7 @@ def check_outputs(given: Any) -> None:
         if file is None:
             continue
         path = Path(file)
-        if path.is_dir() or not path.parent.is_dir():
+        if (path.exists() and not path.is_file()) or not path.parent.is_dir():
             raise UserError(
                 f"{name} {file}: expected a file in a folder that exists: make it first"
             )
@@ -121,8 +121,16 @@ def main(argv: list[str]) -> int:
         cli.load_preset(given.preset)  # a wrong name is said before this machine is timed
         machines = [hardware_of(name.strip(), given) for name in names]
         plans = [plan(job_of(given, precision_of(given, one)), one) for one in machines]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(str(error)) from None
+    try:
+        return answer(given, plans)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"no plan for these numbers: {error}") from None
+
+
+def answer(given: Any, plans: list[Plan]) -> int:
+    """Prints the plans, and draws what was asked for."""
     measured = given.step_seconds or (
         plans[0].job.tokens_per_step / given.tokens_per_second if given.tokens_per_second else None
     )

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,13 @@ from typing import Any
 from . import disk
 from .errors import UserError
 from .metrics import Metrics, plain
+from .picture import draw_losses
 from .tensor_file import DamagedFile, LazyTensor, TensorFile, serialized
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 FORMAT = 1  # of train.json
 ROLES = ("model", "state")
@@ -62,32 +68,66 @@ class RunFolder:
         self.path = Path(path)
         self.metrics = Metrics(self.path / "metrics.jsonl")
         self._stale: str | None = None
+        self._undrawn: str | None = None
 
     @property
     def trouble(self) -> str | None:
-        return "; ".join(filter(None, (self.metrics.trouble, self._stale))) or None
+        return "; ".join(filter(None, (self.metrics.trouble, self._stale, self._undrawn))) or None
 
-    def open_new(self, overwrite: bool = False) -> None:
-        """Creates the folder for a run from the start; UserError if that would destroy another.
+    def draw(self) -> None:
+        """Draws loss.png anew."""
+        try:
+            draw_losses(self.metrics.rows(), self.path / "loss.png")
+            self._undrawn = None
+        except OSError as error:
+            self._undrawn = f"{self.path / 'loss.png'}: still an earlier picture: {error.strerror}"
 
-        With `overwrite`, an earlier run's files are removed, and no others.
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Inside, no other process can take this folder; UserError if one has. Readers may read."""
+        with contextlib.suppress(OSError):  # `open_new` says what is wrong with it
+            self.path.mkdir(parents=True, exist_ok=True)
+        if fcntl is None or not self.path.is_dir():
+            yield
+            return
+        with disk.opened(self.path, os.O_RDONLY) as descriptor:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.path}: another process is training there; wait for it, or choose "
+                    "another --out"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+
+    def open_new(self, overwrite: bool = False, resume: bool = False) -> None:
+        """Makes the folder ready for a run from the start; UserError if that would destroy files.
+
+        With `overwrite`, those that a run writes are removed, and no others. With `resume`, those
+        of a run that had begun and has no checkpoint yet.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             names = sorted(os.listdir(self.path))
-            run = [n for n in names if n in RUN_FILES[:2] or re.match(r"model.*\.safetensors$", n)]
-            if run and not overwrite:
+            weights = [n for n in names if re.match(r"(model|state)\b.*\.safetensors$", n)]
+            taken = [n for n in RUN_FILES if n in names] or weights
+            begun = RUN_FILES[0] in names or RUN_FILES[1] in names
+            if taken and not overwrite and not (resume and begun and not weights):
+                what = "an earlier run" if begun or weights else "files of the names a run writes"
+                ways = "--resume goes on with it, " if begun and not resume else ""
+                no = "no checkpoint to go on from, and " if resume else ""
                 raise UserError(
-                    f"{self.path}: holds an earlier run ({run[0]}); --resume goes on with it, "
-                    "--overwrite replaces it, or choose another --out"
+                    f"{self.path}: holds {no}{what} ({taken[0]}); {ways}--overwrite replaces "
+                    "what is there, or choose another --out"
                 )
             # train.json first, and for good: without it the rest is rubbish, not a damaged run
             for name in [n for n in RUN_FILES if n in names]:
                 disk.calls.unlink(self.path / name)
                 disk.sync_folder(self.path)
             self._sweep()
-            disk.write_atomically(probe := self.path / ".writable", b"")
-            disk.calls.unlink(probe)
+            disk.write_atomically(self.path / "metrics.jsonl", b"")  # a run has begun here
         except FileExistsError:
             raise UserError(f"{self.path}: is a file; --out needs a folder") from None
         except OSError as error:

@@ -39,6 +39,14 @@ def continue_text(
     return tokenizer.decode(known)
 
 
+def closing_text(model: GPT, tokenizer: tokenizers.Tokenizer, prompt: str, seed: int) -> str:
+    """What a run ends on; from the first token of the vocabulary if that lacks the prompt."""
+    try:
+        return continue_text(model, tokenizer, prompt, 250, 0.8, seed=seed)
+    except UserError:
+        return continue_text(model, tokenizer, tokenizer.decode([0]), 250, 0.8, seed=seed)
+
+
 def main(argv: list[str]) -> int:
     parser = cli.OneLineParser(prog="python -m gpt.sample", description=__doc__)
     parser.add_argument("run", metavar="RUN_DIR", help="run folder, or any GPT-2 folder")

@@ -28,10 +28,9 @@ from .data import Dataset, batch, open_data
 from .disk import write_atomically
 from .errors import UserError
 from .model import GPT, GPTConfig
-from .picture import draw_losses
 from .progress import Progress
 from .run_folder import Checkpoint, RunFolder
-from .sample import continue_text
+from .sample import closing_text
 
 TRAINING, EVALUATION = 0, 1  # keep the random batches of the two apart
 
@@ -106,7 +105,7 @@ def main(argv: list[str]) -> int:
         tokenizer_file=kept if found and kept.exists() else None,
     )
     shape = config.model(data.vocab_size)
-    with fit.device(config, shape) as (chip, recompute):
+    with fit.device(config, shape) as (chip, recompute), folder.taken():
         return train(config, shape, data, folder, found, recompute, chip)
 
 
@@ -146,14 +145,15 @@ def train(
     else:
         if config.resume:
             print(f"no checkpoint in {out} yet: starting from the beginning")
-        folder.open_new(overwrite=config.overwrite or config.resume)
+        folder.open_new(config.overwrite, config.resume)
         text = gpt2_layout.config_text(model.config)
         write_atomically(out / "config.json", text.encode())
         if data.tokenizer is not None:
             data.tokenizer.save(out / "tokenizer.json")
     start = found.step if found else 0
     folder.metrics.cut(start)
-    saved_at, val_loss, trouble = (start if found else None), None, None
+    kept = f"that of step {start} is kept" if found else "there is none yet"
+    val_loss = trouble = None
 
     watch = tg.detect_nan() if config.detect_nan else contextlib.nullcontext()
     bar = tqdm(total=config.steps, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True,
@@ -178,8 +178,8 @@ def train(
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 folder.metrics.append(row)
                 raise UserError(
-                    f"step {step}: the loss is {loss} and the gradient norm {norm}; the checkpoint "
-                    f"of step {saved_at} is kept. --resume --detect-nan names the op at fault"
+                    f"step {step}: the loss is {loss} and the gradient norm {norm}; of checkpoints "
+                    f"{kept}. --resume --detect-nan names the op at fault"
                 )
             if step % config.eval_every == 0 or last:
                 row["val_loss"] = val_loss = evaluate(model, data, config, step)
@@ -190,17 +190,15 @@ def train(
             if "val_loss" in row or stop:
                 try:
                     folder.commit(step, *checkpoint_of(model, optimizer, data, config))
-                    draw_losses(folder.metrics.rows(), out / "loss.png")
-                    saved_at = step
+                    kept = f"that of step {step} is kept"
+                    folder.draw()
                 except tg.memory.ExternalMemoryError:  # not the disk: the numbers themselves
                     raise
                 except OSError as error:
                     problem = f"checkpoint of step {step} not written ({error})"
                     if last or stop:
-                        raise UserError(
-                            f"{problem}; that of step {saved_at} is kept: make room, then --resume"
-                        ) from None
-                    bar.write(f"{problem}; going on, that of step {saved_at} is kept", sys.stderr)
+                        raise UserError(f"{problem}; {kept}: make room, then --resume") from None
+                    bar.write(f"{problem}; going on, {kept}", sys.stderr)
             if folder.trouble != trouble:
                 trouble = folder.trouble
                 bar.write(trouble or "the disk takes everything again", sys.stderr)
@@ -212,7 +210,7 @@ def train(
     streams = chip is not None and 4 * size > chip.memory  # every token would fetch all weights
     if data.tokenizer is not None and not streams:
         prompt = "def " if config.data is None else "\n"
-        print(f"\n{continue_text(model, data.tokenizer, prompt, 250, 0.8, seed=config.seed)}\n")
+        print(f"\n{closing_text(model, data.tokenizer, prompt, config.seed)}\n")
     final = "" if val_loss is None else f"held-out loss {val_loss:.4f}; "
     print(f"{final}run folder: {out} (loss.png, metrics.jsonl, model.safetensors)")
     return 0

@@ -142,6 +142,9 @@ def test_a_trace_and_a_picture(tmp_path, capsys):
         ("--picture /nonexistent/p.svg", "--picture /nonexistent/p.svg: expected a file in a"),
         ("--picture p.xyz", "--picture p.xyz: expected a name that ends in .svg or .png"),
         ("--trace /", "--trace /: expected a file"),
+        ("--trace /dev/null", "--trace /dev/null: expected a file"),
+        ("--hardware cs2 --step-seconds 1e308", "no plan for these numbers"),
+        ("--hardware cs2 --bandwidth 1e-300", ""),
         ("--step-seconds 1 --tokens-per-second 9", "measure the same: give one"),
     ],
 )

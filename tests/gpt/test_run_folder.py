@@ -387,7 +387,8 @@ def test_an_earlier_run_is_never_overwritten_unasked(saved):
             RunFolder(saved.path).open_new()
         saved.path.joinpath("aside").rename(saved.path / name)
     RunFolder(saved.path).open_new(overwrite=True)
-    assert os.listdir(saved.path) == ["notes.txt"]
+    assert sorted(os.listdir(saved.path)) == ["metrics.jsonl", "notes.txt"]
+    assert not saved.metrics.rows()
 
 
 def test_overwriting_that_fails_midway_leaves_a_run_or_none(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from gpt import train as train_command
 from gpt.config import load_preset, parse, preset_names
 from gpt.errors import UserError
 from gpt.metrics import Metrics
+from gpt.run_folder import RunFolder
 
 TINY = [
     "--n-layer=2", "--n-head=2", "--n-embd=16", "--block-size=8", "--batch-size=4", "--steps=12",
@@ -354,3 +355,121 @@ def test_the_folder_opens_in_transformers_with_equal_logits(text, tmp_path):
         if flags:
             again = GPT.load(tmp_path / "back").eval()(idx)[0].data
             np.testing.assert_array_equal(ours, again)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_resume_never_starts_over_on_top_of_weights(text, tmp_path):
+    """Neither of a model that somebody else trained, nor of a run that lost its train.json."""
+    pretrained, lost = tmp_path / "pretrained", tmp_path / "lost"
+    GPT(config=load_preset("nanogpt-cpu").model(10)).save(pretrained)
+    train("--data", text, "--out", lost)
+    (lost / "train.json").unlink()
+    for folder in (pretrained, lost):
+        before = contents(folder)
+        with pytest.raises(UserError, match=r"no checkpoint to go on from.*--overwrite replaces"):
+            train("--data", text, "--out", folder, "--resume")
+        assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "loss.png"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_files_of_a_runs_names_are_not_replaced_unasked(text, tmp_path, name, resume):
+    mine = tmp_path / name
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=f"holds .*files of the names a run writes .{name}"):
+        train("--data", text, "--out", tmp_path, *["--resume"] * resume)
+    assert mine.read_text() == "mine" and not (tmp_path / "metrics.jsonl").exists()
+    assert train("--data", text, "--out", tmp_path, "--overwrite") == 0
+
+
+def test_a_run_without_a_checkpoint_yet_is_begun_again_by_resume(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    train("--data", text, "--out", run)
+    for path in run.glob("*.safetensors"):
+        path.unlink()
+    (run / "train.json").unlink()
+    assert train("--data", text, "--out", run, "--resume") == 0
+    assert "starting from the beginning" in capsys.readouterr().out
+    assert [row["step"] for row in metrics(run)] == list(range(1, 13))
+
+
+def test_one_process_at_a_time_trains_in_a_folder(text, tmp_path):
+    pytest.importorskip("fcntl")
+    run = tmp_path / "new" / "run"
+    with RunFolder(run).taken():
+        for more in ([], ["--resume"], ["--overwrite"]):
+            with pytest.raises(UserError, match="another process is training there"):
+                train("--data", text, "--out", run, *more)
+    assert train("--data", text, "--out", run) == 0
+    with RunFolder(run).taken():
+        assert sample_command.main([str(run), "--tokens", "3"]) == 0
+
+
+def test_a_text_without_newlines_ends_on_a_sample_as_well(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("ab\x01" * 900)
+    assert train("--data", text, "--out", tmp_path / "run") == 0
+    assert "held-out loss" in capsys.readouterr().out
+
+
+def test_a_picture_that_cannot_be_written_costs_no_checkpoint(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    train("--data", text, "--out", run)
+    (run / "loss.png").unlink()
+    (run / "loss.png").mkdir()
+    assert train("--data", text, "--out", run, "--resume", "--steps=13") == 0
+    said = capsys.readouterr().err
+    assert "loss.png: still an earlier picture" in said and "not written" not in said
+    assert json.loads((run / "train.json").read_text())["step"] == 13
+    assert not list(run.glob(".*"))
+
+
+def test_a_run_inside_its_own_data_can_be_resumed(text, tmp_path, monkeypatch):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    text.rename(notes / "text.txt")
+    monkeypatch.chdir(notes)
+    here = ["--data", ".", "--out", "runs/a"]
+    train(*here)
+    assert train(*here, "--resume", "--steps=13") == 0
+    train("--data", ".", "--out", "runs/b")
+    assert losses(Path("runs/a"))[:12] == losses(Path("runs/b"))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_cannot_show_a_text_ends_no_run(tmp_path, encoding):
+    text = tmp_path / "text.txt"
+    text.write_text("\u4f60\u597d\n" * 900, encoding="utf-8")
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = command("gpt.train", *TINY, "--data", text, "--out", tmp_path / "run", env=env)
+    assert done.returncode == 0 and "held-out loss" in done.stdout, done.stderr
+
+
+def test_memory_that_is_not_there_is_one_line(text, tmp_path):
+    done = command("gpt.train", *TINY, "--data", text, "--out", tmp_path / "r", "--n-embd=20000000")
+    assert done.returncode == 2 and "not enough memory" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"n_layer": "1"}, "n_layer is '1'"), ({"n_head": 3}, "n_head 3 does not divide"),
+        ({"n_positions": None}, "n_positions is None"), ({"n_embd": 1e300}, "n_embd is 1e.300"),
+        ({"n_embd": {}, "n_inner": 5}, "n_embd is {}"), ({"resid_pdrop": 1.0}, "resid_pdrop is 1"),
+        ({"resid_pdrop": "a"}, "resid_pdrop is 'a'"), ({"bias": "no"}, "bias is 'no'"),
+        (None, "expected an object"), ("[" * 100_000, "cannot be read"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_odd_values_in_a_config_are_named(tmp_path, change, says):
+    GPT(config=load_preset("nanogpt-cpu").model(10)).save(tmp_path)
+    path = tmp_path / "config.json"
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(change or "null")
+    with pytest.raises(UserError, match=says):
+        GPT.load(tmp_path)
