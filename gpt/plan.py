@@ -125,6 +125,8 @@ def main(argv: list[str]) -> int:
         raise UserError(str(error)) from None
     try:
         return answer(given, plans)
+    except UserError:
+        raise
     except (ValueError, OverflowError) as error:
         raise UserError(f"no plan for these numbers: {error}") from None
 

@@ -95,7 +95,11 @@ def draw_index() -> None:
 
 
 def main() -> int:
-    chosen = [int(arg) for arg in sys.argv[1:]]
+    chosen = [int(arg) for arg in sys.argv[1:] if arg.isdecimal()]
+    known = {int(source.name[:2]) for source in sources()}
+    if len(chosen) < len(sys.argv) - 1 or not known >= set(chosen):
+        print(f"usage: python -m lessons.build [LESSON ...], of {min(known)} to {max(known)}")
+        return 2
     for source in sources(chosen):
         start = time.perf_counter()
         save(executed(source), source.with_suffix(".ipynb"))

@@ -326,3 +326,13 @@ def test_what_is_not_a_generator(rng):
 def test_a_factor_next_to_1_is_printed_in_full():
     message = red(own(np.sin, lambda x, g: g * np.cos(x) * 1.0000033), np.array([0.5, 1.0]))
     assert "ratio 1.000003\n" in message and "the gradient is 1.000003 times" in message
+
+
+def test_what_cannot_be_checked_is_named():
+    class Cube(tg.Function):
+        pass
+
+    with pytest.raises(TypeError, match="Cube is a class: pass its .apply"):
+        tg.gradcheck(Cube, np.ones(3))
+    with pytest.raises(ValueError, match="got list, Tensor int64: write numbers as 1.0"):
+        tg.gradcheck(lambda a, b: b, [1.0, 2.0], tg.Tensor([1, 2]))

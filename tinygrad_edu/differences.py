@@ -122,7 +122,12 @@ class Probe:
             if isinstance(x, (float, np.ndarray, np.generic)) and np.asarray(x).dtype.kind == "f"
         }
         if not self.values:
-            raise ValueError("gradcheck needs at least one floating-point Tensor, array or number")
+            kinds = [f"{type(x).__name__} {getattr(x, 'dtype', '')}".strip() for x in inputs]
+            given = ", ".join(kinds) or "nothing"
+            raise ValueError(
+                "gradcheck needs at least one floating-point Tensor, array or number, got "
+                f"{given}: write numbers as 1.0, and lists as arrays"
+            )
         self.scales = {i: step_scale(x) for i, x in self.values.items()}
 
     def call(self, values: dict, wanted: Sequence[int]) -> tuple[dict, tuple[Tensor, ...]]:

@@ -42,6 +42,8 @@ def gradcheck(
 
         tg.gradcheck(lambda x, w: (x @ w).tanh(), np.ones((2, 3)), np.ones((3, 4)))
     """
+    if isinstance(f, type):
+        raise TypeError(f"gradcheck calls f(*inputs), and {f.__name__} is a class: pass its .apply")
     rng = np.random.default_rng(0) if rng is None else rng
     if not isinstance(rng, np.random.Generator):
         raise TypeError(
