@@ -82,7 +82,7 @@ class Parameter(Tensor):
         """Like assigning to `.data`, from flat pieces of any size in order, in this dtype."""
         try:
             self.storage.fill(WEIGHT, chunks)
-        finally:  # on a chip, what came before an error has been written
+        finally:  # what came before an error may have been written
             self._version[0] += 1
 
     def zero_grad(self) -> None:

@@ -202,32 +202,33 @@ def column_sums(x: np.ndarray) -> np.ndarray:
 def softmax(x: np.ndarray, axis: int, log: bool) -> np.ndarray:
     """softmax or log-softmax of `x` along `axis`, shifted by the maximum so exp cannot overflow."""
     out = empty(x.shape, x.dtype)
-    if x.size == 0 or switch.off:
+    if x.size == 0:
         return out
-    axes, wide = (axis % x.ndim,), computed_in(x.dtype)
-    np.subtract(x, x.max(axis=axis, keepdims=True), out=out)
+    powers = empty(x.shape, x.dtype, "workspace") if log else out
+    if not switch.off:
+        np.subtract(x, x.max(axis=axis, keepdims=True), out=out)
+        np.exp(out, out=powers)
+    total = sum_axes(powers, (axis % x.ndim,), True, computed_in(x.dtype))
+    if switch.off:
+        return out
     if log:
-        powers = np.exp(out, out=empty(x.shape, x.dtype, "workspace"))
-        total = np.log(sum_axes(powers, axes, True, wide))
-        np.subtract(out, total, out=out, casting="same_kind")
+        np.subtract(out, np.log(total, out=total), out=out, casting="same_kind")
     else:
-        np.exp(out, out=out)
-        np.divide(out, sum_axes(out, axes, True, wide), out=out, casting="same_kind")
+        np.divide(out, total, out=out, casting="same_kind")
     return out
 
 
 def softmax_backward(grad: np.ndarray, y: np.ndarray, axis: int, log: bool) -> np.ndarray:
     """From the output alone: y (g - sum(g y)), or g - exp(y) sum(g) for the logarithm."""
-    out = empty(y.shape, y.dtype)
+    out, axes = empty(y.shape, y.dtype), (axis % y.ndim,)
+    if not switch.off:
+        np.exp(y, out=out) if log else np.multiply(grad, y, out=out)
+    total = sum_axes(grad if log else out, axes, True)
     if switch.off:
         return out
-    axes = (axis % y.ndim,)
     if log:
-        np.exp(y, out=out)
-        out *= sum_axes(grad, axes, True)
+        out *= total
         return np.subtract(grad, out, out=out)
-    np.multiply(grad, y, out=out)
-    total = sum_axes(out, axes, True)
     np.subtract(grad, total, out=out)
     out *= y
     return out

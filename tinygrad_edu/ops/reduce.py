@@ -106,10 +106,11 @@ class Extreme:
     @classmethod
     def backward(cls, ctx, grad):
         a, out = ctx.saved_tensors
-        if switch.off:
-            return empty(a.shape, a.dtype)
-        kept = out.reshape(ctx.kept)
-        ties = (a == kept).sum(axis=ctx.axes, keepdims=True)
+        kept, tied = out.reshape(ctx.kept), empty(a.shape, bool, "workspace")
+        if not switch.off:
+            np.equal(a, kept, out=tied)
+        ties = 1 if switch.off else tied.sum(axis=ctx.axes, keepdims=True)
+        del tied
         share = (grad.reshape(ctx.kept) / np.maximum(ties, 1)).astype(grad.dtype)
         return blockwise(lambda share, a, kept: (a == kept) * share, share, a, kept)
 
