@@ -19,7 +19,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-SPINS = "5000"  # turns of a loop, about a tenth of a millisecond
+SPINS = "10000"  # turns of a loop, about a fifth of a millisecond
 NAMES = {"f": "float32", "d": "float64"}
 HERE = Path(__file__).resolve().parent
 
@@ -67,9 +67,9 @@ def start_threads():
     GNU OpenMP, Numba's first choice on Linux, has a waiting thread spin for milliseconds before it
     sleeps. When another program takes a core in the middle of a kernel, the threads that are done
     then keep the other cores from whoever could go on, at every kernel: beside one busy program on
-    two cores a step of 30 ms took 108 to 147 ms, beside four 330 to 540; with this it takes 85, and
-    at most 210. A tenth of a millisecond still spans the Python between two kernels. OpenMP reads
-    the variable once, when it is loaded; what the user has set stands.
+    two cores a step of 30 ms took 108 to 147 ms, beside two 126 to 196. With this it takes 101 to
+    114. A fifth of a millisecond still spans the Python between two kernels. OpenMP reads the
+    variable once, when it is loaded; what the user has set stands.
     """
     import numba
 
