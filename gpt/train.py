@@ -152,7 +152,7 @@ def train(
             data.tokenizer.save(out / "tokenizer.json")
     start = found.step if found else 0
     folder.metrics.cut(start)
-    kept = f"that of step {start} is kept" if found else "there is none yet"
+    kept = f"the one of step {start} is kept" if found else "there is no earlier one"
     val_loss = trouble = None
 
     watch = tg.detect_nan() if config.detect_nan else contextlib.nullcontext()
@@ -178,7 +178,7 @@ def train(
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 folder.metrics.append(row)
                 raise UserError(
-                    f"step {step}: the loss is {loss} and the gradient norm {norm}; of checkpoints "
+                    f"step {step}: the loss is {loss} and the gradient norm {norm}; checkpoints: "
                     f"{kept}. --resume --detect-nan names the op at fault"
                 )
             if step % config.eval_every == 0 or last:
@@ -190,7 +190,7 @@ def train(
             if "val_loss" in row or stop:
                 try:
                     folder.commit(step, *checkpoint_of(model, optimizer, data, config))
-                    kept = f"that of step {step} is kept"
+                    kept = f"the one of step {step} is kept"
                     folder.draw()
                 except tg.memory.ExternalMemoryError:  # not the disk: the numbers themselves
                     raise
