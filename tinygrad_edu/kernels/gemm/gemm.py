@@ -22,6 +22,7 @@ import numpy as np
 from .. import elementwise, switch
 from ..allocator import aligned_block, empty, is_counted
 from ..launch import most_threads, threads
+from .checks import check_arrays, check_bias, check_extra, check_out
 
 SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
 DIRECT_DEPTH = 2048  # ... and longest sum, which bounds the room for a sliver
@@ -59,7 +60,7 @@ def matmul(
     Raises TypeError for other dtypes, ValueError for shapes that do not fit. The order of a sum
     depends on shapes and strides only, so the bits do; NaN and infinity propagate.
     """
-    _check_arrays(a, b)
+    check_arrays(a, b)
     dtype = a.dtype
     if (dtype is not b.dtype and dtype != b.dtype) or dtype.char not in "fd" or not dtype.isnative:
         raise TypeError(
@@ -97,7 +98,7 @@ def matmul(
             raise ValueError("matmul: accumulate=True adds to `out`, which was not given")
         out = empty(shape, dtype)
     else:
-        _check_out(out, shape, a, b, bias)
+        check_out(out, shape, a, b, bias)
         others = (a, b, bias, keep, residual)
         if out.size and any(x is not None and np.may_share_memory(out, x) for x in others):
             result = matmul(
@@ -106,8 +107,8 @@ def matmul(
             np.add(out, result, out=out) if accumulate else np.copyto(out, result)
             return out
     if bias is not None:
-        bias = _check_bias(bias, shape, a.dtype)
-    _check_extra(out, keep, residual)
+        bias = check_bias(bias, shape, a.dtype)
+    check_extra(out, keep, residual)
     if k == 0 or 0 in shape:
         if not accumulate:
             out[...] = 0
@@ -146,25 +147,12 @@ def _apart(a, b, out, bias, gelu, keep, residual):
             f"matmul: gelu, keep and residual go with matrices, got {a.shape} @ {b.shape}"
         )
     result = matmul(a, b, bias=bias)
-    _check_extra(result, keep, residual)
+    check_extra(result, keep, residual)
     if out is None:
         return _after(result, gelu, keep, residual)
-    _check_out(out, result.shape, a, b, bias)
+    check_out(out, result.shape, a, b, bias)
     np.copyto(out, _after(result, gelu, keep, residual))
     return out
-
-
-def _check_extra(out, keep, residual):
-    for name, x in (("keep", keep), ("residual", residual)):
-        if x is None:
-            continue
-        _check_arrays(x)
-        if x.shape != out.shape or x.dtype != out.dtype:
-            raise ValueError(
-                f"matmul: {name} is {x.dtype} {x.shape}, the product {out.dtype} {out.shape}"
-            )
-        if name == "keep" and not x.flags.writeable:
-            raise ValueError("matmul: keep is read-only")
 
 
 def _after(out, gelu, keep, residual):
@@ -229,34 +217,6 @@ def _vectors(a, b, out, bias, accumulate):
     view = None if out is None else expand(out)
     matmul(a, b, view, bias=None if bias is None else expand(bias), accumulate=accumulate)
     return out[()] if shape == () else out
-
-
-def _check_arrays(*arrays):
-    """Compiled code reads array objects as they are: nothing else may pass for one."""
-    for x in arrays:
-        if type(x) is not np.ndarray and not isinstance(x, np.ndarray):
-            raise TypeError(f"matmul needs NumPy arrays, got {type(x).__name__}")
-
-
-def _check_out(out, shape, a, b, bias):
-    _check_arrays(out)
-    if out.shape != shape:
-        raise ValueError(
-            f"matmul: out has shape {out.shape}, the product {a.shape} @ {b.shape} has {shape}"
-        )
-    if out.dtype != a.dtype:
-        raise TypeError(f"matmul: out is {out.dtype}, the operands are {a.dtype}")
-    if not out.flags.writeable:
-        raise ValueError("matmul: out is read-only")
-
-
-def _check_bias(bias, shape, dtype):
-    _check_arrays(bias)
-    if bias.dtype != dtype:
-        raise TypeError(f"matmul: bias is {bias.dtype}, the operands are {dtype}; use astype")
-    if bias.ndim == 1 and bias.shape[0] in (1, shape[-1]):
-        return bias[None, :]
-    return np.broadcast_to(bias, shape)
 
 
 def _kernels():
