@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt import run_folder
 from gpt import train as train_command
 from gpt.metrics import Metrics
 from tinygrad_edu import nn
@@ -309,13 +310,13 @@ TIGHT = "--chip=230kB"
 
 def only_train():
     """The sample and the picture at the end take longer than the run."""
-    train_command.continue_text = train_command.draw_losses = lambda *_, **__: ""
+    train_command.closing_text = run_folder.draw_losses = lambda *_, **__: ""
 
 
 @pytest.fixture
 def text(tmp_path, monkeypatch):
-    for name in ("continue_text", "draw_losses"):
-        monkeypatch.setattr(train_command, name, getattr(train_command, name))
+    for module, name in ((train_command, "closing_text"), (run_folder, "draw_losses")):
+        monkeypatch.setattr(module, name, getattr(module, name))
     only_train()
     path = tmp_path / "text.txt"
     path.write_text(TEXT)

@@ -8,7 +8,7 @@ Sizes depend on shapes alone, so results do not depend on anything else.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -27,15 +27,27 @@ def row_blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Ite
         yield slice(start, min(start + step, rows))
 
 
+def broadcast_empty(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Memory from `empty` for what an element-wise formula makes of the arrays."""
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    for x in arrays:  # most are alike: NumPy takes longer to say so
+        if x.shape != shape or x.dtype != dtype:
+            return empty(np.broadcast_shapes(*[x.shape for x in arrays]), np.result_type(*arrays))
+    return empty(shape, dtype)
+
+
 def blockwise(formula: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
     """formula(*arrays), element by element and broadcast, in memory from `empty`.
 
     It is called with blocks of the arrays, so that what it makes on the way stays small and in the
     cache.
     """
-    shape = np.broadcast_shapes(*[x.shape for x in arrays])
-    out = empty(shape, np.result_type(*arrays))
+    out = broadcast_empty(arrays)
+    shape = out.shape
     if switch.off or out.size == 0:
+        return out
+    if out.nbytes <= BLOCK_BYTES:
+        out[...] = formula(*arrays)
         return out
     if all(x.ndim == 0 or (x.shape == shape and x.flags.c_contiguous) for x in arrays):
         parts, target = [x if x.ndim == 0 else flat(x) for x in arrays], flat(out)

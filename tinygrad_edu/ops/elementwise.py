@@ -7,12 +7,12 @@ import numpy as np
 
 from ..kernels import elementwise as kernels
 from ..kernels import empty, switch
-from ..kernels.blocks import blockwise
+from ..kernels.blocks import blockwise, broadcast_empty
 
 
 def ufunc(function: np.ufunc, *arrays: np.ndarray) -> np.ndarray:
     """Runs a NumPy ufunc into memory from `empty`."""
-    out = empty(np.broadcast_shapes(*[x.shape for x in arrays]), np.result_type(*arrays))
+    out = broadcast_empty(arrays)
     return out if switch.off else function(*arrays, out=out)
 
 
@@ -190,7 +190,7 @@ class Relu:
 
     @staticmethod
     def forward(ctx, a):
-        out = blockwise(lambda a: np.maximum(a, 0), a)
+        out = ufunc(np.maximum, a, np.zeros((), a.dtype))
         ctx.save_for_backward(out)
         return out
 
@@ -234,7 +234,8 @@ class Clip:
     def forward(ctx, a, low, high):
         ctx.save_for_backward(a)
         ctx.low, ctx.high = low, high
-        return blockwise(lambda a: np.clip(a, low, high), a)
+        out = empty(a.shape, a.dtype)
+        return out if switch.off else np.clip(a, low, high, out=out)
 
     @staticmethod
     def backward(ctx, grad):
