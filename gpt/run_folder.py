@@ -111,8 +111,10 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             names = sorted(os.listdir(self.path))
-            weights = [n for n in names if re.match(r"(model|state)\b.*\.safetensors$", n)]
-            taken = [n for n in RUN_FILES if n in names] or weights
+            model = re.compile(r"(model|state)\b.*\.safetensors$")
+            taken = [n for n in names if n in RUN_FILES or model.match(n)]
+            # what a run that had no checkpoint yet cannot have left
+            weights = [n for n in taken if model.match(n) and not GENERATED.fullmatch(n)]
             begun = RUN_FILES[0] in names or RUN_FILES[1] in names
             if taken and not overwrite and not (resume and begun and not weights):
                 what = "an earlier run" if begun or weights else "files of the names a run writes"

@@ -391,6 +391,7 @@ def test_a_run_without_a_checkpoint_yet_is_begun_again_by_resume(text, tmp_path,
     for path in run.glob("*.safetensors"):
         path.unlink()
     (run / "train.json").unlink()
+    (run / "model-0000004.safetensors").touch()  # killed while it wrote its first checkpoint
     assert train("--data", text, "--out", run, "--resume") == 0
     assert "starting from the beginning" in capsys.readouterr().out
     assert [row["step"] for row in metrics(run)] == list(range(1, 13))
