@@ -58,7 +58,8 @@ class Index:
         else:
             wide = out.astype(np.float32) if out.dtype == np.float16 else out
             np.add.at(wide, ctx.index, grad)
-            out[...] = wide
+            if wide is not out:
+                out[...] = wide
         return out
 
 
