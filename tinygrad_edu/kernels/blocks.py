@@ -40,7 +40,7 @@ def blockwise(formula: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.nda
     """formula(*arrays), element by element and broadcast, in memory from `empty`.
 
     It is called with blocks of the arrays, so that what it makes on the way stays small and in the
-    cache.
+    cache. Where one is broadcast or not contiguous, a block is at least one row of the first axis.
     """
     out = broadcast_empty(arrays)
     shape = out.shape
