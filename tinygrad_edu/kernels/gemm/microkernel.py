@@ -10,10 +10,13 @@ and from these mr + nv loads makes mr * nv multiply-adds:
         b0, b1 = B[k, 0:L], B[k, L:2L]     a0 | acc00 += a0 * b0   acc01 += a0 * b1
         for i: acc[i, :] += A[i, k] * b    a1 | acc10 += a1 * b0   acc11 += a1 * b1   ...
 
-Nothing is stored until k is done. Compilers do not find this schedule in plain loops, so the tile
-is written as LLVM IR: `tile` is a Numba intrinsic, a function whose body is a piece of IR that we
-print ourselves. One phi node per sum makes it a register; LLVM turns the IR into AVX-512, AVX2,
-NEON or SSE, whichever the CPU has.
+Nothing is stored until k is done. What is not in the nearest cache takes up to a hundred
+nanoseconds to arrive, so a tile asks ahead: for A and B some steps of k before they are needed,
+and for the part of C that the next tile, the one below, will store to.
+
+Compilers do not find this schedule in plain loops, so the tile is written as LLVM IR: `tile` is a
+Numba intrinsic, a function whose body is a piece of IR that we print ourselves. One phi node per
+sum makes it a register; LLVM turns the IR into AVX-512, AVX2, NEON or SSE, whichever the CPU has.
 
 The shape of the tile follows the register file. It needs mr * nv sums, nv vectors of B and one of
 A at a time, and at least 8 to 10 independent sums, because a multiply-add takes four cycles and
@@ -31,6 +34,7 @@ from numba.extending import intrinsic
 
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 POINTER = I8.as_pointer()
+AHEAD = 32  # steps of k between asking for an element of A or B and using it
 
 Cpu = namedtuple("Cpu", "vector_bytes mr nv fma")
 
@@ -101,6 +105,11 @@ class Emit:
 
     def _name(self):
         return f"v{self.lanes}f{8 * self.size}"
+
+    def prefetch(self, pointer, write):
+        """Ask for the cache line at an address, which need not be valid, without waiting."""
+        nearest, data = I32(3), I32(1)
+        self.call("llvm.prefetch.p0", ir.VoidType(), [pointer, I32(int(write)), nearest, data])
 
     def multiply_add(self, a, b, c):
         name = "llvm.fma" if CPU.fma else "llvm.fmuladd"
@@ -249,9 +258,10 @@ def _emit_tile(e, mr, nv, padded, a, a_row, a_k, b, b_k, k, c, c_row, rows, colu
             row = builder.select(builder.icmp_signed("<", last, row), last, row)
         a_rows.append(builder.mul(row, a_row))
     c_rows = [e.at(c, builder.mul(I64(i), c_row)) for i in range(mr)]
-    for row in c_rows:  # C will be needed at the end: ask for it now
-        for place in vectors(row):
-            e.call("llvm.prefetch.p0", ir.VoidType(), [place, I32(1), I32(3), I32(1)])
+    for i in range(mr, 2 * mr):
+        for place in vectors(e.at(c, builder.mul(I64(i), c_row))):
+            e.prefetch(place, write=True)
+    a_ahead, b_ahead = (builder.mul(stride, I64(AHEAD)) for stride in (a_k, b_k))
 
     before = builder.block
     loop = builder.append_basic_block("tile.k")
@@ -261,6 +271,9 @@ def _emit_tile(e, mr, nv, padded, a, a_row, a_k, b, b_k, k, c, c_row, rows, colu
     left, a_at, b_at = builder.phi(I64), builder.phi(POINTER), builder.phi(POINTER)
     sums = [[builder.phi(e.vector) for _ in range(nv)] for _ in range(mr)]
     b_vectors = [e.load(place) for place in vectors(b_at)]
+    if padded:  # A and B are packed
+        for place in (e.at(a_at, a_ahead), *vectors(e.at(b_at, b_ahead))):
+            e.prefetch(place, write=False)
     total = []
     for i in range(mr):
         a_i = e.splat(e.load(e.at(a_at, a_rows[i]), 1), e.lanes)
