@@ -99,6 +99,17 @@ def pack_scaled_queries(q, q_row, count, d, scale, target):
         values[i] *= scale
 
 
+@njit(error_model="numpy")
+def clear_rest(block, keys, queries):
+    """Zeros where a last block (keys, QUERIES) has no queries.
+
+    Vectors and tiles reach into it. Their results are dropped, but whatever the memory held before
+    may be a denormal number, and one of those makes some CPUs a hundred times slower.
+    """
+    for j in range(keys):
+        block[j, queries:] = 0
+
+
 # Where sizes[...] keep what: dimensions, flags, then four byte strides (b, h, row, 1) per array.
 DIMENSIONS, STRIDES = 16, 4
 
@@ -141,6 +152,7 @@ def attention_task(arrays, sizes, numbers, piece, slot):
         future = i0 + s - t if causal else s
         keys = max(0, min(s, future + queries)) if causal else s
         block_out = step(out, i0 * out_row)
+        clear_rest(p, keys, queries)
         pack_scaled_queries(step(q, i0 * q_row), q_row, queries, d, scale, at_q)
         multiply_scores(at_k, keys, d, at_q, queries, future, at_p, QUERIES * size)
         block_mask = step(mask, i0 * mask_row)
@@ -236,6 +248,8 @@ def attention_backward_task(arrays, sizes, numbers, piece, slot):
             delta[i] = total  # sum(do * out) equals sum(p * dp) over the keys, and is cheaper
         if keys == 0:
             continue
+        clear_rest(p, keys, queries)
+        clear_rest(ds, keys, queries)
         pack_scaled_queries(block_q, q_row, queries, d, scale, at_qt)
         pack_b(block_g, grad_row, size, queries, e, at_gt)
         pack_b(block_q, size, q_row, d, queries, at_q)
