@@ -214,6 +214,24 @@ def test_updates(n, c, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_averages_of_weights_without_gradients_end_at_zero(dtype):
+    """Not at denormal numbers, which rounding keeps from shrinking further."""
+    smallest = np.finfo(dtype).tiny
+    m, v = 4 * smallest * np.ones((2, 50), dtype)
+    m[0] = -m[0]
+    velocity, w, none = m.copy(), np.ones(50, dtype), np.zeros(50, dtype)
+    numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "step": 9}
+    for _ in range(10):
+        update.adamw(w, none, m, v, **numbers)
+        update.sgd(w, none, velocity, lr=0.1, momentum=0.9, weight_decay=0.0)
+    assert all((smallest <= abs(x)).all() for x in (m, v, velocity))  # not earlier than they must
+    for _ in range(10):
+        update.adamw(w, none, m, v, **numbers)
+        update.sgd(w, none, velocity, lr=0.1, momentum=0.9, weight_decay=0.0)
+    assert not any(x.any() for x in (m, v, velocity))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_comes_through(dtype, bad):
     x = np.ones((3, 40), dtype)
