@@ -146,25 +146,30 @@ def test_attention(t, more, d, e, dtype, causal, masked):
             close(got[0, h], expected, dtype)
 
 
-def test_attention_leaves_no_number_to_chance(monkeypatch):
+@pytest.mark.parametrize("dropout_p, masked", [(0.0, False), (0.4, True)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_leaves_no_number_to_chance(causal, dropout_p, masked, monkeypatch):
     """Not even those whose results are dropped: denormal ones are slow on many CPUs."""
     t, d, spaces = 64, 32, []  # two thirds of a block of queries; all of the workspace is used
+    chance = np.float32(1e-40)
 
     def filled(shape, dtype, kind="activations"):
-        array = np.full(shape, 1e-40, dtype)
+        array = np.full(shape, chance, dtype)
         spaces.extend([array] if kind == "workspace" else [])
         return array
 
     monkeypatch.setattr(attention, "empty", filled)
     q, grad = values(np.float32, 1, 1, t, d), values(np.float32, 1, 1, t, d, seed=1)
-    for causal in (False, True):
-        options = attention.Options(0.4, causal)
-        out, lse = attention.attention(q, q, q, options)
-        attention.attention_backward(grad, q, q, q, out, lse, options)
-        for space, blocks in zip(spaces[-2:], (1, 2), strict=True):
-            statistics = 3 * attention.QUERIES
-            scores = space[-blocks * t * attention.QUERIES - statistics : -statistics]
-            assert not (scores == np.float32(1e-40)).any()
+    mask = values(np.float32, 1, 1, t, t, seed=2) if masked else None
+    options = attention.Options(0.4, causal, mask, dropout_p, 7)
+    out, lse = attention.attention(q, q, q, options)
+    attention.attention_backward(grad, q, q, q, out, lse, options)
+    for space, blocks in zip(spaces, (1, 2), strict=True):
+        denormal = space[(space != 0) & (abs(space) < np.finfo(np.float32).tiny)]
+        assert (denormal == chance).all()  # nothing was made from what was there
+        scores = space[: -3 * attention.QUERIES][-blocks * t * attention.QUERIES :]
+        read = scores.reshape(-1, attention.QUERIES)[:, : t + 8]  # to the end of a tile of queries
+        assert not (read == chance).any()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -220,7 +225,7 @@ def test_averages_of_weights_without_gradients_end_at_zero(dtype):
     m, v = 4 * smallest * np.ones((2, 50), dtype)
     m[0] = -m[0]
     velocity, w, none = m.copy(), np.ones(50, dtype), np.zeros(50, dtype)
-    numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "step": 9}
+    numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 0.0, "weight_decay": 0.0, "step": 9}
     for _ in range(10):
         update.adamw(w, none, m, v, **numbers)
         update.sgd(w, none, velocity, lr=0.1, momentum=0.9, weight_decay=0.0)
@@ -228,7 +233,7 @@ def test_averages_of_weights_without_gradients_end_at_zero(dtype):
     for _ in range(10):
         update.adamw(w, none, m, v, **numbers)
         update.sgd(w, none, velocity, lr=0.1, momentum=0.9, weight_decay=0.0)
-    assert not any(x.any() for x in (m, v, velocity))
+    assert not any(x.any() for x in (m, v, velocity)) and np.isfinite(w).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -244,6 +249,13 @@ def test_what_is_not_finite_comes_through(dtype, bad):
         sums = normalize.column_sums(x)
         heads = x[None, None]
         seen = attention.attention(heads, heads, heads, attention.Options(1.0, True))[0][0, 0]
+        m, v, velocity, *weights = np.ones((5, 3, 40), dtype)
+        numbers = {"beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "step": 2}
+        update.adamw(weights[0], x, m, v, lr=0.1, **numbers)
+        update.sgd(weights[1], x, velocity, lr=0.1, momentum=0.9, weight_decay=0.0)
+    for updated in (m, v, velocity, *weights):
+        assert list(np.argwhere(~np.isfinite(updated))[0]) == [1, 17]
+        assert np.isfinite(updated).sum() == updated.size - 1
     assert np.isfinite(gelu[[0, 2]]).all() and not (np.isfinite(gelu[1, 17]) and bad > 0)
     assert np.isnan(y[1]).all() and np.isfinite(y[[0, 2]]).all()
     assert np.isfinite(losses[[0, 2]]).all()

@@ -144,7 +144,7 @@ def test_large_enough_for_panels_and_threads(shape, layout_a, layout_b, dtype, s
 
 @pytest.mark.parametrize("cut", ["KC", "MC", "B_BYTES"])
 def test_many_blocks(cut, monkeypatch):
-    """Tiny cache budgets: many panels, blocks of rows and of columns; room used again and again."""
+    """Tiny cuts: many panels, blocks of rows and of columns; room used again and again."""
     from importlib import import_module
 
     gemm = import_module(matmul.__module__)

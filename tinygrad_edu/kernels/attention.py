@@ -70,7 +70,7 @@ def mask_scores(scores, has_mask, keys, queries, future, mask, mask_row, mask_co
     hidden = scores.dtype.type(-np.inf)
     if has_mask:
         for j in range(keys):
-            for i in range(queries):
+            for i in range(max(0, j - future), queries):
                 scores[j, i] += carray(step(mask, i * mask_row + j * mask_column), 1)[0]
     for j in range(max(0, future + 1), keys):
         row = scores[j]
@@ -94,8 +94,9 @@ def drop(factors, key, threshold, scale, piece, block, j):
 def pack_scaled_queries(q, q_row, count, d, scale, target):
     """Slivers of scale * Q^T (d, count)."""
     pack_b(q, q_row, itemsize(q), count, d, target)
-    values = carray(target, QUERIES * d)
-    for i in range(QUERIES * d):
+    wide = width(B, q)
+    values = carray(target, -(-count // wide) * wide * d)  # whole slivers
+    for i in range(len(values)):
         values[i] *= scale
 
 
@@ -106,8 +107,9 @@ def clear_rest(block, keys, queries):
     Vectors and tiles reach into it. Their results are dropped, but whatever the memory held before
     may be a denormal number, and one of those makes some CPUs a hundred times slower.
     """
+    end = max(-(-queries // CHUNK) * CHUNK, -(-queries // MR) * MR)  # none reaches further
     for j in range(keys):
-        block[j, queries:] = 0
+        block[j, queries:end] = 0
 
 
 # Where sizes[...] keep what: dimensions, flags, then four byte strides (b, h, row, 1) per array.
@@ -161,7 +163,7 @@ def attention_task(arrays, sizes, numbers, piece, slot):
         for c in range(chunks):
             place = c * CHUNK * size
             fold(LARGEST, step(at_p, place), seen(c, future, keys), step(at_stats, place))
-        for i in range(QUERIES):  # a query that may attend to nothing gets zeros, not NaN
+        for i in range(chunks * CHUNK):  # a query that may attend to nothing gets zeros, not NaN
             top[i] = kind(0) if top[i] == kind(-np.inf) else top[i]
         for j in range(keys):
             hidden = max(0, j - future) // CHUNK
@@ -177,7 +179,7 @@ def attention_task(arrays, sizes, numbers, piece, slot):
             for j in range(keys):
                 drop(factors, key, threshold, dropped, piece, i0 // QUERIES, j)
                 row = p[j]
-                for i in range(QUERIES):
+                for i in range(chunks * CHUNK):
                     row[i] *= factors[i]
         if keys > 0:
             multiply_keys(

@@ -11,6 +11,7 @@ takes an array, or a list of them that are done with one launch. AdamW is Loshch
 The averages of a weight that gets no more gradient shrink by a constant factor per step, until they
 are denormal numbers (below 1e-38 in float32), and there rounding stops them: 0.9 times the smallest
 is the smallest. Some CPUs take a hundred times longer for those, so what is kept becomes 0 instead.
+The smallest normal number is added to v, so that 0 / 0 is 0 even without eps.
 """
 
 import math
@@ -50,7 +51,7 @@ def adamw_task(arrays, sizes, numbers, piece, slot):
         v_i = without_denormal(beta2 * v[i] + rest2 * (g * g), smallest)
         m[i] = m_i
         v[i] = v_i
-        w[i] = w[i] * keep - step_size * (m_i / (np.sqrt(v_i) * correction + eps))
+        w[i] = w[i] * keep - step_size * (m_i / (np.sqrt(v_i + smallest) * correction + eps))
 
 
 def adamw(

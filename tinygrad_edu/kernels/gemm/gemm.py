@@ -30,7 +30,7 @@ THIN_ALONE = 1 << 17  # elements of B up to which one thread does it, and Python
 BATCH = 8  # products from which each is left to one thread
 FEW = 8  # rows up to which a product is limited by reading B
 KC = 768  # depth of a panel: the deeper, the less often a tile of C is loaded and stored
-MC = 72  # rows of A packed at a time, in L2; with more, C is written to more pages than a TLB has
+MC = 72  # float32 rows of A packed at a time, in L2; more write C to more pages than a TLB has
 B_BYTES = KC * KC * 4  # packed B, in L3: the more columns, the less often A is packed
 COUNTER = 8  # int64s from one thread's counter to the next one's: a cache line each
 BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
@@ -272,7 +272,7 @@ def _plan(m, n, k, size, workers):
         down, across = min(cuts, key=lambda cut: (cut[1] * m + cut[0] * n, -cut[0]))
         m, n = split(m, _ceil(m, down), mr), split(n, _ceil(n, across), nr)
     kc = split(k, KC, 1)
-    mc = split(m, MC, mr)
+    mc = split(m, max(mr, MC * 4 // size), mr)
     nc = split(n, max(nr, B_BYTES // (kc * size) // nr * nr), nr)
     line = LINE // size  # what starts on a cache line needs no vector from two of them
     return np.array([m, n, k, mc, kc, nc], INT), _ceil(mc * kc, line) * line, kc * nc

@@ -11,8 +11,8 @@ and from these mr + nv loads makes mr * nv multiply-adds:
         for i: acc[i, :] += A[i, k] * b    a1 | acc10 += a1 * b0   acc11 += a1 * b1   ...
 
 Nothing is stored until k is done. What is not in the nearest cache takes up to a hundred
-nanoseconds to arrive, so a tile asks ahead: for A and B some steps of k before they are needed,
-and for the part of C that the next tile, the one below, will store to.
+nanoseconds to arrive, so a tile whose operands are packed asks ahead: for A and B some steps of k
+before they are needed, and for the part of C that the next tile, the one below, will store to.
 
 Compilers do not find this schedule in plain loops, so the tile is written as LLVM IR: `tile` is a
 Numba intrinsic, a function whose body is a piece of IR that we print ourselves. One phi node per
@@ -31,6 +31,8 @@ from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from ..allocator import ALIGNMENT
 
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 POINTER = I8.as_pointer()
@@ -208,6 +210,7 @@ def tile(typingctx, mr, nv, padded, a, a_row, a_k, b, b_k, k, c, c_row, rows, co
     """C[:rows, :columns] (+)= A[:mr, :k] @ B[:k, :nv * lanes], the sum over k kept in registers.
 
     mr, nv, padded   literals: rows and vectors of the tile; does A hold mr rows even if rows < mr?
+                     Then it and B lie in the tile's order, and this is one of many tiles
     a, a_row, a_k    pointer, bytes from row to row, bytes from k to k; any strides
     b, b_k           pointer, bytes from k to k; nv * lanes contiguous elements each
     c, c_row         pointer, bytes from row to row; contiguous along columns
@@ -258,8 +261,9 @@ def _emit_tile(e, mr, nv, padded, a, a_row, a_k, b, b_k, k, c, c_row, rows, colu
             row = builder.select(builder.icmp_signed("<", last, row), last, row)
         a_rows.append(builder.mul(row, a_row))
     c_rows = [e.at(c, builder.mul(I64(i), c_row)) for i in range(mr)]
-    for i in range(mr, 2 * mr):
-        for place in vectors(e.at(c, builder.mul(I64(i), c_row))):
+    for row in c_rows:  # of the tile below, if there is one
+        below = builder.mul(I64(mr if padded else 0), c_row)
+        for place in vectors(e.at(row, below)):
             e.prefetch(place, write=True)
     a_ahead, b_ahead = (builder.mul(stride, I64(AHEAD)) for stride in (a_k, b_k))
 
@@ -271,8 +275,10 @@ def _emit_tile(e, mr, nv, padded, a, a_row, a_k, b, b_k, k, c, c_row, rows, colu
     left, a_at, b_at = builder.phi(I64), builder.phi(POINTER), builder.phi(POINTER)
     sums = [[builder.phi(e.vector) for _ in range(nv)] for _ in range(mr)]
     b_vectors = [e.load(place) for place in vectors(b_at)]
-    if padded:  # A and B are packed
-        for place in (e.at(a_at, a_ahead), *vectors(e.at(b_at, b_ahead))):
+    if padded:
+        later = e.at(b_at, b_ahead)
+        lines = range(0, nv * CPU.vector_bytes, ALIGNMENT)
+        for place in (e.at(a_at, a_ahead), *(e.at(later, line) for line in lines)):
             e.prefetch(place, write=False)
     total = []
     for i in range(mr):
