@@ -74,7 +74,7 @@ def restore(
         )
     gpt2_layout.from_layout(found.model, model, where)
     for name, (kind, storage) in places.items():
-        storage.fill(kind, found.state[name].pieces_as(storage.dtype))
+        storage.fill(kind, found.state[name].pieces_as(storage.dtype_of(kind)))
     found.close()
     optimizer.steps = found.step
     model.rng.bit_generator.state = found.info["rng"]

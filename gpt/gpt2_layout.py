@@ -67,7 +67,7 @@ def config_text(config: Any) -> str:
 def stored(parameter: Parameter, kind: str) -> LazyTensor:
     """The weight or an optimizer state of `parameter`, read where it lives."""
     storage = parameter.storage
-    return LazyTensor(storage.shape, storage.dtype, lambda: storage.chunks(kind))
+    return LazyTensor(storage.shape, storage.dtype_of(kind), lambda: storage.chunks(kind))
 
 
 def to_layout(model: "GPT") -> dict[str, LazyTensor]:

@@ -180,6 +180,28 @@ def test_state_dict_round_trip_is_bit_equal():
         np.testing.assert_array_equal(a.data, b.data)
 
 
+@pytest.mark.parametrize("gradient", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("make", [AdamW, lambda p, lr: SGD(p, lr, momentum=0.9)])
+def test_state_of_float16_parameters_does_not_underflow(make, gradient):
+    short, full = (Parameter(np.zeros(3, dtype)) for dtype in (np.float16, np.float32))
+    for p in (short, full):
+        lr = 1e-3 if make is AdamW else 1e-3 / gradient
+        optimizer = make([p], lr=lr)
+        for step in range(20):
+            p.grad = np.full(3, np.float16(gradient))
+            optimizer.step()
+            if step == 9:
+                state = optimizer.state_dict()
+                optimizer = make([p], lr=lr)
+                optimizer.load_state_dict(state)
+    assert short.dtype == np.float16
+    np.testing.assert_allclose(short.data, full.data, rtol=5e-3)
+    short.data = short.data.astype(np.float32)
+    short.data = short.data.astype(np.float16)
+    for kind, array in short.storage.state.items():
+        np.testing.assert_array_equal(array, full.storage.state[kind])
+
+
 def test_foreign_state_is_refused_and_changes_nothing():
     params = parameters()
     optimizer = AdamW(params)

@@ -54,7 +54,8 @@ def values(shape, seed=0, dtype=np.float32):
 
 
 def everything(storage, kind):
-    return np.concatenate([np.zeros(0, storage.dtype), *(p.copy() for p in storage.chunks(kind))])
+    nothing = np.zeros(0, storage.dtype_of(kind))
+    return np.concatenate([nothing, *(p.copy() for p in storage.chunks(kind))])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -294,6 +295,26 @@ def test_an_update_is_that_of_the_arrays(make, shape, scale):
         same(storage.read(), data)
         same(storage.state_array("m"), m)
         same(storage.state_array("v"), v)
+
+
+def test_state_of_short_dtypes_is_float32(make):
+    count = CHUNK + 77  # more than one chunk of a file, of the weight as of the state
+    storage = make((count,), np.float16, np.zeros(count))
+    data, grad = values((count,), 1, np.float16), np.full(count, 1e-4, np.float16)
+    m, v = np.zeros(count, np.float32), np.zeros(count, np.float32)
+    storage.fill(WEIGHT, [data])
+    storage.make_state(("m", "v"))
+    storage.add_grad(grad)
+    for step in (1, 2):
+        storage.update(update.adamw, ("m", "v"), step=step, **NUMBERS)
+        update.adamw(data, grad, m, v, step=step, **NUMBERS)
+    same(storage.read(), data)
+    assert v.all()
+    for kind, array in (("m", m), ("v", v)):
+        same(storage.state_array(kind), array)
+        same(everything(storage, kind), array)
+        storage.fill(kind, [-array[:5], -array[5:]])
+        same(storage.state_array(kind), -array)
 
 
 class Slow(external.Calls):

@@ -38,7 +38,10 @@ def fraction(name: str, value: float) -> float:
 
 
 class Optimizer:
-    """What all optimizers share: parameters in order, their state, saving and loading."""
+    """What all optimizers share: parameters in order, their state, saving and loading.
+
+    State has the parameter's dtype; that of float16 parameters is float32.
+    """
 
     state_names: tuple[str, ...] = ()
 

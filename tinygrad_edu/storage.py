@@ -21,6 +21,7 @@ from .kernels import update as update_kernels
 from .kernels.allocator import remove_last
 from .kernels.blocks import Rows
 from .kernels.elementwise import add
+from .kernels.launch import computed_in
 from .locks import locks
 
 CHUNK = 1 << 20  # elements per piece where numbers are read or written in order
@@ -35,6 +36,14 @@ class Storage:
         self.name: str | None = None  # the path under which a module first listed the parameter
         self.state_of: object = None  # the mark of the optimizer whose state is here
         self._filled: int | None = None  # elements of the gradient so far; None: no gradient
+
+    @property
+    def state_dtype(self) -> np.dtype:
+        """What an update computes in: in float16 the square of a gradient of 1e-4 would be 0."""
+        return computed_in(self.dtype)
+
+    def dtype_of(self, kind: str) -> np.dtype:
+        return self.state_dtype if kind in self.state_names() else self.dtype
 
     # What ops borrow. The loan ends when the last reference to the array dies.
 
@@ -73,7 +82,7 @@ class Storage:
 
     def state_array(self, kind: str) -> np.ndarray:
         """A copy of one state array."""
-        out = np.empty(self.size, self.dtype)
+        out = np.empty(self.size, self.dtype_of(kind))
         for start, piece in placed(self.chunks(kind)):
             out[start : start + piece.size] = piece
         return out.reshape(self.shape)
@@ -183,7 +192,7 @@ class ArrayStorage(Storage):
             yield flat[start : start + CHUNK]
 
     def fill(self, kind: str, chunks: Iterable[np.ndarray], dtype: Any = None) -> None:
-        array = empty(self.shape, self.dtype if dtype is None else dtype)
+        array = empty(self.shape, self.dtype_of(kind) if dtype is None else dtype)
         flat = array.reshape(-1)
         for start, piece in placed(chunks, self.size):
             flat[start : start + piece.size] = piece
@@ -192,7 +201,7 @@ class ArrayStorage(Storage):
             return
         if array.dtype != self.dtype:  # gradient and state follow
             self.dtype = array.dtype
-            self.state = {name: value.astype(array.dtype) for name, value in self.state.items()}
+            self.state = {name: x.astype(self.state_dtype) for name, x in self.state.items()}
             self._grad = None if self._grad is None else self._grad.astype(array.dtype)
         self.array = array
 
@@ -200,7 +209,7 @@ class ArrayStorage(Storage):
         return tuple(self.state)
 
     def make_state(self, names: tuple[str, ...]) -> None:
-        self.state = {name: zeros(self.shape, self.dtype) for name in names}
+        self.state = {name: zeros(self.shape, self.state_dtype) for name in names}
 
     @property
     def grad(self) -> np.ndarray | None:

@@ -223,7 +223,8 @@ class Chip:
         scale: float,
         numbers: dict[str, Any],
     ) -> None:
-        storage.written = self.file_updates.run(function, blobs, storage.dtype, scale, numbers)
+        dtypes = [storage.dtype_of(blob.kind) for blob in blobs]
+        storage.written = self.file_updates.run(function, blobs, dtypes, scale, numbers)
 
     def count_update(self, nbytes: int) -> None:
         self._updated += nbytes

@@ -34,23 +34,22 @@ class FileUpdate:
         self.turn = 0
 
     def run(
-        self, function: Callable[..., None], blobs: list[Blob], dtype: np.dtype, scale: float,
-        numbers: dict[str, Any],
+        self, function: Callable[..., None], blobs: list[Blob], dtypes: list[np.dtype],
+        scale: float, numbers: dict[str, Any],
     ) -> Job | None:  # fmt: skip
         """Updates everything but the gradient; the last write, which may still be on its way."""
-        nbytes, last = blobs[0].nbytes, None
-        starts = range(0, nbytes, GRID)
-        coming = [self._read(blobs, start) for start in starts[: SETS - 1]]
+        last = None
+        starts = range(0, blobs[0].nbytes // dtypes[0].itemsize, GRID // dtypes[0].itemsize)
+        coming = [self._read(blobs, dtypes, starts, i) for i in range(len(starts))[: SETS - 1]]
         for i in range(len(starts)):
             turn, parts, arrived = coming.pop(0)
             self._wait(arrived)
-            arrays = [part.view(dtype) for part in parts]
             if scale != 1.0:
-                arrays[1] *= dtype.type(scale)
-            function(*arrays, **numbers)
+                parts[1] *= parts[1].dtype.type(scale)
+            function(*parts, **numbers)
             last = self.leaving[turn] = self._write(blobs, parts, starts[i])
             if i + SETS - 1 < len(starts):
-                coming.append(self._read(blobs, starts[i + SETS - 1]))
+                coming.append(self._read(blobs, dtypes, starts, i + SETS - 1))
         return last
 
     def settle(self) -> None:
@@ -60,20 +59,26 @@ class FileUpdate:
                 self._wait(job)
                 self.leaving[turn] = None
 
-    def _read(self, blobs: list[Blob], start: int) -> tuple[int, list[np.ndarray], Job]:
+    def _read(
+        self, blobs: list[Blob], dtypes: list[np.dtype], starts: range, i: int
+    ) -> tuple[int, list[np.ndarray], Job]:
+        """Elements from starts[i] on: whole cells, of all but the last chunk."""
         turn, self.turn = self.turn, (self.turn + 1) % SETS
         if self.leaving[turn] is not None:
             self._wait(self.leaving[turn])
             self.leaving[turn] = None
-        buffers = self.sets[turn]
-        while len(buffers) < len(blobs):
-            buffers.append(np.empty(GRID, np.uint8))
-        size = min(GRID, blobs[0].nbytes - start)
-        parts = [buffer[:size] for buffer in buffers[: len(blobs)]]
+        buffers, start, parts = self.sets[turn], starts[i], []
+        count = min(starts.step, starts.stop - start)
+        for place, dtype in enumerate(dtypes):
+            if place == len(buffers):
+                buffers.append(np.empty(0, np.uint8))
+            if buffers[place].nbytes < starts.step * dtype.itemsize:
+                buffers[place] = np.empty(starts.step * dtype.itemsize, np.uint8)
+            parts.append(buffers[place][: count * dtype.itemsize].view(dtype))
 
         def move() -> None:
             for blob, part in zip(blobs, parts, strict=True):
-                blob.read(start, part)
+                blob.read(start * part.itemsize, part.view(np.uint8))
 
         job = self.reader.job(move, f"the {blobs[0].what} for its update")
         self.reader.submit(job)
@@ -83,7 +88,7 @@ class FileUpdate:
         def move() -> None:
             for i, (blob, part) in enumerate(zip(blobs, parts, strict=True)):
                 if i != 1:  # the gradient is done with
-                    blob.write(start, part)
+                    blob.write(start * part.itemsize, part.view(np.uint8))
 
         job = self.writer.job(move, f"the {blobs[0].what} after its update")
         self.writer.submit(job)

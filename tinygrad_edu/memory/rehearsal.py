@@ -24,7 +24,7 @@ from .chip import Chip
 from .clock import Work
 from .external import Blob, ExternalMemory
 from .flops import ATTENTION, op_bytes, op_flops, whole_blocks
-from .streamed import StreamedStorage
+from .streamed import StreamedStorage, moved_by_update
 
 NO_LIMIT = 1 << 62
 UNBACKED = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux: no promise that there is memory
@@ -116,7 +116,7 @@ class Rehearsal(Chip):
         scale: float,
         numbers: dict[str, Any],
     ) -> None:
-        moved = storage.nbytes * (2 * len(blobs) - 1)
+        moved = moved_by_update(blobs)
         self.works.append(Work(storage.name or "", "update", touched=moved, transfers=1))
 
     def _observe(self, op: str, phase: str, shapes: tuple, start: int) -> None:

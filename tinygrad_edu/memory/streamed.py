@@ -99,7 +99,7 @@ class StreamedStorage(Storage):
     def chunks(self, kind: str) -> Iterator[np.ndarray]:
         self.chip.settle()
         for piece in checked(self._blob(kind)):
-            yield piece.view(self.dtype)
+            yield piece.view(self.dtype_of(kind))
 
     def fill(self, kind: str, chunks: Iterable[np.ndarray], dtype: Any = None) -> None:
         if dtype is not None and np.dtype(dtype) != self.dtype:
@@ -108,8 +108,9 @@ class StreamedStorage(Storage):
                 "convert the numbers, or make the parameter with that dtype"
             )
         self.chip.settle()
-        blob, cell = self._blob(kind), GRID // self.dtype.itemsize
-        buffer, filled, offset = np.empty(min(cell, self.size), self.dtype), 0, 0
+        blob, kept_as = self._blob(kind), self.dtype_of(kind)
+        cell, filled, offset = GRID // kept_as.itemsize, 0, 0
+        buffer = np.empty(min(cell, self.size), kept_as)
         try:
             for _, piece in placed(chunks, self.size):
                 while piece.size:
@@ -117,7 +118,7 @@ class StreamedStorage(Storage):
                     buffer[filled : filled + count] = piece[:count]
                     filled, piece = filled + count, piece[count:]
                     if filled == buffer.size or offset + filled == self.size:
-                        blob.write(offset * self.dtype.itemsize, buffer[:filled].view(np.uint8))
+                        blob.write(offset * kept_as.itemsize, buffer[:filled].view(np.uint8))
                         offset, filled = offset + filled, 0
         finally:  # even if the chunks end halfway, or raise
             if kind == WEIGHT:
@@ -136,8 +137,9 @@ class StreamedStorage(Storage):
         self._gradient()  # so that a file has room for it from the start
         for kind in self.state_names():
             self.chip.external.free(self.blobs.pop(kind))
+        nbytes = self.size * self.state_dtype.itemsize
         for kind in names:
-            self.blobs[kind] = self.chip.external.allocate(kind, self.nbytes, self)
+            self.blobs[kind] = self.chip.external.allocate(kind, nbytes, self)
 
     # The gradient.
 
@@ -274,20 +276,25 @@ class StreamedStorage(Storage):
         else:  # which leaves the gradient in the file as it is
             self.chip.file_update(self, function, blobs, self._scale, numbers)
         self.updated = True
-        moved = self.nbytes * (2 * len(blobs) - 1)  # all are read, all but the gradient written
+        moved = moved_by_update(blobs)
         self.chip.count_update(moved)
         end = time.perf_counter_ns()
         self.chip.timeline.record("update", self.name or "", start, end, moved)
         self.chip.changed(self)
 
     def _update_in_place(self, function: Callable, blobs: list[Blob], numbers: dict) -> None:
-        arrays = [blob.array.view(self.dtype) for blob in blobs]
+        arrays = [blob.array.view(self.dtype_of(blob.kind)) for blob in blobs]
         cell = GRID if self._scale != 1.0 else max(1, self.size)  # scaled while it is in the cache
         for at in range(0, self.size, cell):
             parts = [array[at : at + cell] for array in arrays]
             if self._scale != 1.0:
                 parts[1] *= self.dtype.type(self._scale)
             function(*parts, **numbers)
+
+
+def moved_by_update(blobs: list[Blob]) -> int:
+    """Bytes: all blobs are read, and all but the second, the gradient, written."""
+    return 2 * sum(blob.nbytes for blob in blobs) - blobs[1].nbytes
 
 
 def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
