@@ -116,6 +116,24 @@ def test_row_units_of_a_real_vocabulary():
     assert len(units) == 10 and units[0] == (0, 5025) and units[-1] == (45231, 50257)
 
 
+@pytest.mark.parametrize("shape", [(1, 70_000), (1, 1, 3, 40_001), (3, 2, 20_000), (5000, 3, 7)])
+@pytest.mark.parametrize("other", ["broadcast", "transposed", "0-d"])
+def test_blocks_of_a_formula_are_small_whatever_the_shape(shape, other):
+    a, sizes = values(np.float64, *shape), []
+    b = {
+        "broadcast": values(np.float64, *shape[1:]),
+        "transposed": values(np.float64, *shape[::-1]).T,
+        "0-d": np.array(0.5),
+    }[other]
+
+    def formula(a, b):
+        sizes.append(a.size)
+        return a * b
+
+    np.testing.assert_array_equal(blocks.blockwise(formula, a, b), a * b)
+    assert max(sizes) <= blocks.BLOCK_BYTES // 8 and sum(sizes) == a.size
+
+
 def test_rows_of_an_array():
     array = values(np.float32, 7, 3)
     table, ids = Rows(array), np.array([[6, 0], [2, 2]])

@@ -40,7 +40,8 @@ def blockwise(formula: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.nda
     """formula(*arrays), element by element and broadcast, in memory from `empty`.
 
     It is called with blocks of the arrays, so that what it makes on the way stays small and in the
-    cache. Where one is broadcast or not contiguous, a block is at least one row of the first axis.
+    cache. Where one is broadcast or not contiguous, a block is some rows of the first axis, or of a
+    later one if a row is larger than a block.
     """
     out = broadcast_empty(arrays)
     shape = out.shape
@@ -53,9 +54,19 @@ def blockwise(formula: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.nda
         parts, target = [x if x.ndim == 0 else flat(x) for x in arrays], flat(out)
     else:
         parts, target = [x if x.ndim == 0 else np.broadcast_to(x, shape) for x in arrays], out
-    for block in row_blocks(len(target), target[:1].nbytes):
-        target[block] = formula(*[x if x.ndim == 0 else x[block] for x in parts])
+    fill_blocks(formula, parts, target)
     return out
+
+
+def fill_blocks(formula: Callable, parts: Sequence[np.ndarray], target: np.ndarray) -> None:
+    """target[...] = formula(*parts), block by block; parts have its shape, or none."""
+    row_bytes = target[:1].nbytes
+    if target.ndim > 1 and row_bytes > BLOCK_BYTES:
+        for i in range(len(target)):
+            fill_blocks(formula, [x if x.ndim == 0 else x[i] for x in parts], target[i])
+        return
+    for block in row_blocks(len(target), row_bytes):
+        target[block] = formula(*[x if x.ndim == 0 else x[block] for x in parts])
 
 
 def flat(array: np.ndarray) -> np.ndarray:
