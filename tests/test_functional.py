@@ -222,6 +222,29 @@ def test_a_batch_in_which_nothing_counts_moves_no_weight():
         assert not x.grad.any() and not w.grad.any()
 
 
+@pytest.mark.parametrize(
+    ("weight", "target", "smoothing"),
+    [
+        ([1.0, -1.0, 2.0], [0, 1], 0.0),
+        ([0.0, 1.0, 2.0], [0, 0], 0.1),
+        ([1.0, -1.0, 2.0], [0, 1], 0.1),
+    ],
+)
+def test_a_mean_over_weights_that_sum_to_zero_has_no_finite_gradient(weight, target, smoothing):
+    x, w = Tensor(normal(2, 4), requires_grad=True), Tensor(normal(3, 4), requires_grad=True)
+    options = {"weight": np.array(weight), "label_smoothing": smoothing}
+    for loss in (
+        lambda: F.cross_entropy(F.linear(x, w), target, **options),
+        lambda: F.linear_cross_entropy(x, w, target, **options),
+    ):
+        x.grad = w.grad = None
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = loss()
+            value.backward()
+        assert np.isinf(value.item())
+        assert not np.isfinite(x.grad).any() and not np.isfinite(w.grad).any()
+
+
 @pytest.mark.parametrize("where", ["plain", "recompute", "too many", "chip"])
 def test_linear_cross_entropy_keeps_its_logits_where_memory_allows(where, monkeypatch):
     """Then backward has two products to make, and not three."""

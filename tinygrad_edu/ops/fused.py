@@ -54,8 +54,10 @@ def reduce_losses(losses, target, reduction):
     count = (
         target.row_weights(losses.dtype).sum() if target.is_ids else losses.dtype.type(len(losses))
     )
-    # If no row counts, the mean is 0 / 0, as in PyTorch, and the gradient is zero.
-    return np.asarray(total / count, losses.dtype), count or losses.dtype.type(1)
+    # If no row counts, the mean is 0 / 0, as in PyTorch, and the gradient is zero. If rows do, but
+    # their weights cancel or smoothing alone gives them any, neither is finite.
+    divisor = count if count or losses.any() else losses.dtype.type(1)
+    return np.asarray(total / count, losses.dtype), divisor
 
 
 class CrossEntropy:
