@@ -245,6 +245,19 @@ def test_a_mean_over_weights_that_sum_to_zero_has_no_finite_gradient(weight, tar
         assert not np.isfinite(x.grad).any() and not np.isfinite(w.grad).any()
 
 
+def test_the_mean_loss_of_many_float16_rows_does_not_overflow():
+    x = np.tile(normal(2, 4).astype(np.float16), (40_000, 1))
+    target = np.zeros(len(x), int)
+    for targets in (target, np.eye(4, dtype=np.float16)[target]):
+        logits, few = Tensor(x, requires_grad=True), Tensor(x[:2], requires_grad=True)
+        loss, mean = F.cross_entropy(logits, targets), F.cross_entropy(few, targets[:2])
+        (loss * 8192).backward()
+        (mean * 1).backward()
+        assert loss.dtype == np.float16
+        np.testing.assert_allclose(loss.data, mean.data, rtol=2e-3)
+        np.testing.assert_allclose(logits.grad[:2], few.grad * (8192 / 40_000), rtol=3e-3)
+
+
 @pytest.mark.parametrize("where", ["plain", "recompute", "too many", "chip"])
 def test_linear_cross_entropy_keeps_its_logits_where_memory_allows(where, monkeypatch):
     """Then backward has two products to make, and not three."""

@@ -45,18 +45,21 @@ def as_vector(array: np.ndarray | None) -> np.ndarray | None:
 
 
 def reduce_losses(losses, target, reduction):
-    """Per-row losses (N,) -> the loss, and what each row's gradient is divided by."""
+    """Per-row losses (N,) -> the loss, and what each row's gradient is divided by.
+
+    Those of float16 are added up in float32, where their sum cannot overflow.
+    """
+    wide = computed_in(losses.dtype)
+    one = wide.type(1)
     if reduction == "none":
-        return losses, losses.dtype.type(1)
-    total = losses.sum()
+        return losses, one
+    total = losses.sum(dtype=wide)
     if reduction == "sum":
-        return np.asarray(total), losses.dtype.type(1)
-    count = (
-        target.row_weights(losses.dtype).sum() if target.is_ids else losses.dtype.type(len(losses))
-    )
+        return np.asarray(total, losses.dtype), one
+    count = target.row_weights(wide).sum() if target.is_ids else wide.type(len(losses))
     # If no row counts, the mean is 0 / 0, as in PyTorch, and the gradient is zero. If rows do, but
     # their weights cancel or smoothing alone gives them any, neither is finite.
-    divisor = count if count or losses.any() else losses.dtype.type(1)
+    divisor = count if count or losses.any() else one
     return np.asarray(total / count, losses.dtype), divisor
 
 
