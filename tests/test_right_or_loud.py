@@ -50,6 +50,7 @@ def test_weights_and_scales_that_get_no_gradient_are_refused():
 
 def test_sums_of_small_ints_do_not_overflow():
     assert tg.Tensor(np.array([200, 100], np.uint8)).sum().item() == 300
+    assert tg.Tensor(np.array([2**63, 5], np.uint64)).sum().item() == 2**63 + 5
 
 
 def test_sigmoid_keeps_its_tails():

@@ -458,7 +458,9 @@ class Tensor:
         return apply(ops.Clip, x, low=min, high=max)
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
-        x = self if self.dtype.kind == "f" else cast(self, np.int64)
+        """Booleans and short ints are added up as int64."""
+        keeps = self.dtype.kind == "f" or self.dtype == np.uint64
+        x = self if keeps else cast(self, np.int64)
         return apply(ops.Sum, x, axis=axis, keepdims=keepdims)
 
     def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
