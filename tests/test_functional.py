@@ -8,7 +8,7 @@ import pytest
 import tinygrad_edu as tg
 from tinygrad_edu import Tensor
 from tinygrad_edu import functional as F
-from tinygrad_edu.kernels import cross_entropy
+from tinygrad_edu.kernels import attention, cross_entropy
 
 RNG = np.random.default_rng(0)
 
@@ -91,6 +91,22 @@ def test_self_attention_is_the_three_ops_it_stands_for(dtype, options):
         found.append((y.data, qkv.grad))
     assert found[0][0].dtype == found[0][1].dtype == dtype
     assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_self_attention_converts_short_dtypes_once(monkeypatch):
+    seen = []
+    for name in ("attention", "attention_backward"):
+        kernel = getattr(attention, name)
+
+        def watched(*arrays, kernel=kernel):
+            found = kernel(*arrays)
+            seen.extend(x.dtype for x in (*arrays, *found) if isinstance(x, np.ndarray))
+            return found
+
+        monkeypatch.setattr(attention, name, watched)
+    x = Tensor(normal(2, 5, 12).astype(np.float16), requires_grad=True)
+    F.self_attention(x, 2).backward(np.ones((2, 5, 4), np.float16))
+    assert seen.count(np.dtype(np.float16)) == 1  # the upstream gradient, which is read once
 
 
 @pytest.mark.parametrize("padding_idx", [None, 1, -1])

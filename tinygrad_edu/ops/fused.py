@@ -134,7 +134,7 @@ class SelfAttention:
     """qkv (B, T, 3 * C), whose parts each hold the heads side by side -> (B, T, C)
 
     SplitHeads, Attention and MergeHeads in one: every head is read, and its result written, where
-    it lies in the whole.
+    it lies in the whole. Short dtypes are converted here, all heads at once.
     """
 
     @staticmethod
@@ -142,7 +142,7 @@ class SelfAttention:
         b, t, c = qkv.shape
         dtype = computed_in(qkv.dtype)
         out = empty((b, t, c // 3), dtype)
-        parts = heads_of(qkv, n_head, 3)
+        parts = heads_of(qkv.astype(dtype, copy=False), n_head, 3)
         _, ctx.lse = attention_kernels.attention(*parts, options, *heads_of(out, n_head))
         out = out.astype(qkv.dtype, copy=False)
         ctx.n_head, ctx.options = n_head, options
@@ -151,8 +151,9 @@ class SelfAttention:
 
     @staticmethod
     def backward(ctx, grad):
-        (qkv, out), n_head = ctx.saved_tensors, ctx.n_head
-        whole = empty(qkv.shape, ctx.lse.dtype)
+        n_head, dtype = ctx.n_head, ctx.lse.dtype
+        qkv, out = (x.astype(dtype, copy=False) for x in ctx.saved_tensors)
+        whole = empty(qkv.shape, dtype)
         attention_kernels.attention_backward(
             *heads_of(grad, n_head), *heads_of(qkv, n_head, 3), *heads_of(out, n_head), ctx.lse,
             ctx.options, heads_of(whole, n_head, 3),
