@@ -48,6 +48,16 @@ def test_weights_and_scales_that_get_no_gradient_are_refused():
         )
 
 
+def test_powers_of_zero_by_their_exponent():
+    """0 where the exponent is not negative, else the limit."""
+    base, exponent = np.array([0.0, 0, 0, -0.0]), np.array([2.0, 0, -1, -1])
+    b = tg.Tensor(exponent, requires_grad=True)
+    with np.errstate(divide="ignore"):
+        out = tg.Tensor(base) ** b
+    out.backward(np.ones(4))
+    np.testing.assert_array_equal(b.grad, [0, 0, -np.inf, np.inf])
+
+
 def test_sums_of_small_ints_do_not_overflow():
     assert tg.Tensor(np.array([200, 100], np.uint8)).sum().item() == 300
     assert tg.Tensor(np.array([2**63, 5], np.uint64)).sum().item() == 2**63 + 5

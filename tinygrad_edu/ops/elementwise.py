@@ -70,7 +70,7 @@ class Divide:
 
 
 class Power:
-    """a ** b. Where a = 0 the derivative by b is taken as 0, its limit for b > 0."""
+    """a ** b. Where a = 0 and b >= 0 the derivative by b is taken as 0, its limit for b > 0."""
 
     @staticmethod
     def forward(ctx, a, b):
@@ -100,8 +100,8 @@ def slope_of_power(grad, a, b):
 
 
 def slope_by_exponent(grad, a, b, out):
-    log_a = np.log(np.where(a == 0, 1, a))
-    return grad * np.where((a == 0) & (b >= 0), 0, out * log_a)
+    with np.errstate(divide="ignore"):  # at 0 to a negative power, where it is infinite
+        return grad * (out * np.log(np.where((a == 0) & (b >= 0), 1, a)))
 
 
 class Negate:
