@@ -58,6 +58,13 @@ def test_powers_of_zero_by_their_exponent():
     np.testing.assert_array_equal(b.grad, [0, 0, -np.inf, np.inf])
 
 
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_the_gradient_of_an_extreme_that_is_nan_is_nan(name):
+    x = tg.Tensor([[1.0, np.nan, 3.0], [1.0, 2.0, 3.0]], requires_grad=True)
+    getattr(x, name)(axis=1).sum().backward()
+    assert np.isnan(x.grad[0]).all() and x.grad[1].sum() == 1
+
+
 def test_sums_of_small_ints_do_not_overflow():
     assert tg.Tensor(np.array([200, 100], np.uint8)).sum().item() == 300
     assert tg.Tensor(np.array([2**63, 5], np.uint64)).sum().item() == 2**63 + 5

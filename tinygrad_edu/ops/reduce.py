@@ -91,7 +91,10 @@ class Variance:
 
 
 class Extreme:
-    """The largest (or smallest) along axes; tied elements share the gradient equally."""
+    """The largest (or smallest) along axes; tied elements share the gradient equally.
+
+    Where that is NaN, so is the gradient.
+    """
 
     pick: staticmethod
 
@@ -111,8 +114,10 @@ class Extreme:
             np.equal(a, kept, out=tied)
         ties = 1 if switch.off else tied.sum(axis=ctx.axes, keepdims=True)
         del tied
-        share = (grad.reshape(ctx.kept) / np.maximum(ties, 1)).astype(grad.dtype)
-        return blockwise(lambda share, a, kept: (a == kept) * share, share, a, kept)
+        with np.errstate(divide="ignore", invalid="ignore"):  # NaN is equal to nothing, and stays
+            share = (grad.reshape(ctx.kept) / ties).astype(grad.dtype)
+        with np.errstate(invalid="ignore"):
+            return blockwise(lambda share, a, kept: (a == kept) * share, share, a, kept)
 
 
 class Max(Extreme):
