@@ -65,6 +65,16 @@ def test_the_gradient_of_an_extreme_that_is_nan_is_nan(name):
     assert np.isnan(x.grad[0]).all() and x.grad[1].sum() == 1
 
 
+def test_the_variance_of_large_numbers_is_that_of_their_deviations():
+    rows = np.array([[1e6 + 0.1] * 96, [3e38] * 96, 1e6 + np.arange(96) % 5], np.float32)
+    x = tg.Tensor(rows, requires_grad=True)
+    out = x.var(axis=1)
+    out.sum().backward()
+    exact = rows.astype(np.float64)
+    np.testing.assert_allclose(out.data, exact.var(axis=1), rtol=1e-3)
+    np.testing.assert_allclose(x.grad, (exact - exact.mean(axis=1, keepdims=True)) / 48, atol=1e-3)
+
+
 def test_sums_of_small_ints_do_not_overflow():
     assert tg.Tensor(np.array([200, 100], np.uint8)).sum().item() == 300
     assert tg.Tensor(np.array([2**63, 5], np.uint64)).sum().item() == 2**63 + 5

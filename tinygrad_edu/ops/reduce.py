@@ -68,6 +68,15 @@ class Mean:
         return np.broadcast_to(grad / ctx.count, ctx.in_shape)
 
 
+def center(a: np.ndarray, axes: tuple[int, ...], count: int) -> np.ndarray:
+    """The mean, axes kept, in a's dtype but at least float32.
+
+    It is added up in float64 and rounded once: deviations from it may be as small as its error.
+    """
+    total = sum_axes(a, axes, True, np.result_type(a.dtype, np.float64))
+    return (total / (count or np.nan)).astype(np.result_type(a.dtype, np.float32), copy=False)
+
+
 class Variance:
     """The mean squared deviation, divided by (count - ddof); NaN where that is not above 0."""
 
@@ -76,16 +85,14 @@ class Variance:
         reduced(ctx, a, axis, keepdims)
         ctx.divisor = ctx.count - ddof if ctx.count > ddof else np.nan
         ctx.save_for_backward(a)
-        wide = np.float32 if a.dtype == np.float16 else a.dtype
-        mean = sum_axes(a, ctx.axes, True, np.dtype(wide)) / (ctx.count or np.nan)
-        squares = blockwise(lambda a, mean: (a - mean) ** 2, a, mean.astype(wide, copy=False))
+        squares = blockwise(lambda a, mean: (a - mean) ** 2, a, center(a, ctx.axes, ctx.count))
         out = mean_of(squares, ctx.axes, keepdims, ctx.divisor)
         return out.astype(a.dtype, copy=False)
 
     @staticmethod
     def backward(ctx, grad):
         (a,) = ctx.saved_tensors
-        mean = mean_of(a, ctx.axes, True, ctx.count)
+        mean = center(a, ctx.axes, ctx.count)
         share = grad.reshape(ctx.kept) * grad.dtype.type(2 / ctx.divisor)
         return blockwise(lambda share, a, mean: share * (a - mean), share, a, mean)
 
