@@ -171,6 +171,7 @@ def test_moving_axes():
     x = Tensor(np.arange(24.0).reshape(2, 3, 4))
     np.testing.assert_array_equal(x.T.data, x.data.T)
     np.testing.assert_array_equal(x.transpose(0, -1).data, x.data.swapaxes(0, -1))
+    np.testing.assert_array_equal(x.transpose(2, -1).data, x.data)
     np.testing.assert_array_equal(x.permute(1, 2, 0).data, x.data.transpose(1, 2, 0))
     np.testing.assert_array_equal(x.permute((1, 2, 0)).data, x.data.transpose(1, 2, 0))
     np.testing.assert_array_equal(x.T.reshape(6, -1).data, x.data.T.reshape(6, -1))

@@ -513,7 +513,7 @@ class Tensor:
             return self.permute(*range(self.ndim)[::-1])
         if len(axes) != 2:
             return self.permute(*axes)
-        i, j = as_axes(axes, self.ndim) if axes[0] != axes[1] else as_axes(axes[0], self.ndim) * 2
+        i, j = (one_axis(axis, self.ndim, "transpose") for axis in axes)
         order = list(range(self.ndim))
         order[i], order[j] = order[j], order[i]
         return self.permute(*order)
