@@ -238,6 +238,13 @@ def test_a_batch_in_which_nothing_counts_moves_no_weight():
         assert not x.grad.any() and not w.grad.any()
 
 
+def test_ignored_rows_need_no_classes():
+    x = Tensor(np.zeros((2, 0)), requires_grad=True)
+    loss = F.cross_entropy(x, [-100, -100], weight=np.zeros(0), reduction="sum")
+    loss.backward()
+    assert loss.item() == 0 and x.grad.shape == (2, 0)
+
+
 @pytest.mark.parametrize(
     ("weight", "target", "smoothing"),
     [

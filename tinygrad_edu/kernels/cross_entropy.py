@@ -58,7 +58,7 @@ class Target:
         if not self.is_ids:
             return np.ones(len(self.classes), dtype)
         counted, ids = self.counted()
-        if self.class_weight is None:
+        if self.class_weight is None or not counted.any():  # there may be no classes then
             return counted.astype(dtype)
         return np.where(counted, self.class_weight[ids], 0).astype(dtype)
 
