@@ -199,9 +199,19 @@ def parse(argv: list[str]) -> TrainConfig:
     given = vars(parser.parse_all(argv))
     preset = given.pop("preset")
     base = load_preset(preset or "default")
-    if given.get("resume") and preset is None:
-        base = saved_config(Path(given.get("out") or default_out(base))) or base
-    return dataclasses.replace(base, **given).check()
+    if not given.get("resume"):
+        return dataclasses.replace(base, **given).check()
+    out = given.get("out") or str(default_out(base))
+    saved = saved_config(Path(out))
+    if saved and preset is None:
+        base = saved
+    config = dataclasses.replace(base, **given).check()
+    if saved and saved.tokenizer != config.tokenizer:
+        raise UserError(
+            f"{out} was begun with --tokenizer {saved.tokenizer}, and a run keeps its tokenizer: "
+            f"give that instead of {config.tokenizer}, or use another --out"
+        )
+    return config
 
 
 def default_out(config: TrainConfig) -> Path:

@@ -161,6 +161,16 @@ def test_resume_refuses_another_model_and_other_data(text, tmp_path):
         train("--data", other, "--out", run, "--resume")
 
 
+def test_resume_refuses_another_tokenizer(text, tmp_path):
+    run = tmp_path / "run"
+    train("--data", text, "--out", run)
+    before = contents(run)
+    for arguments in (["--tokenizer=byte"], ["default"]):  # the preset's is byte, too
+        done = command("gpt.train", *arguments, "--resume", "--out", run, "--steps=13")
+        assert done.returncode == 2 and "was begun with --tokenizer char" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1 and contents(run) == before
+
+
 def test_detect_nan_names_op_layer_and_step_and_saves_the_batch(text, tmp_path, monkeypatch):
     run = tmp_path / "run"
 
