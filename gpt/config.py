@@ -201,7 +201,7 @@ def parse(argv: list[str]) -> TrainConfig:
     base = load_preset(preset or "default")
     if not given.get("resume"):
         return dataclasses.replace(base, **given).check()
-    out = given.get("out") or str(default_out(base))
+    out = given.setdefault("out", str(default_out(base)))
     saved = saved_config(Path(out))
     if saved and preset is None:
         base = saved

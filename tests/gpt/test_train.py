@@ -171,6 +171,16 @@ def test_resume_refuses_another_tokenizer(text, tmp_path):
         assert len(done.stderr.strip().splitlines()) == 1 and contents(run) == before
 
 
+def test_resume_goes_on_in_the_folder_it_is_given(text, tmp_path, monkeypatch):
+    """Also of a run that has since been copied to where runs are by default."""
+    monkeypatch.chdir(tmp_path)
+    train("--data", text, "--out", "elsewhere")
+    shutil.copytree("elsewhere", "runs/default")
+    before = contents(Path("elsewhere"))
+    assert train_command.main(["--resume", "--steps=13"]) == 0
+    assert len(metrics(Path("runs/default"))) == 13 and contents(Path("elsewhere")) == before
+
+
 def test_detect_nan_names_op_layer_and_step_and_saves_the_batch(text, tmp_path, monkeypatch):
     run = tmp_path / "run"
 
