@@ -39,6 +39,16 @@ def checkpoint_of(
     return gpt2_layout.to_layout(model), state, info
 
 
+def resuming(step: int, steps: int, where: Path) -> str:
+    """One line about a resume after `step` of a run of `steps`, before anything is computed."""
+    if step < steps:
+        return f"resuming {where} after step {step}"
+    return (
+        f"{where} is finished: it has done {step} steps, and {steps} were asked for; "
+        f"--resume --out {where} --steps {2 * step} goes on"
+    )
+
+
 def restore(
     found: Checkpoint, model: GPT, optimizer: tg.optim.AdamW, data: Dataset, where: Path
 ) -> None:

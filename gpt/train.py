@@ -22,7 +22,7 @@ import tinygrad_edu as tg
 
 from . import config as cli
 from . import fit, gpt2_layout
-from .checkpoint import checkpoint_of, restore
+from .checkpoint import checkpoint_of, restore, resuming
 from .config import TrainConfig
 from .data import Dataset, batch, open_data
 from .disk import write_atomically
@@ -141,7 +141,7 @@ def train(
 
     if found:
         restore(found, model, optimizer, data, out)
-        print(f"resuming {out} after step {found.step}")
+        print(resuming(found.step, config.steps, out))
     else:
         if config.resume:
             print(f"no checkpoint in {out} yet: starting from the beginning")

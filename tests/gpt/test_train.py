@@ -161,6 +161,21 @@ def test_resume_refuses_another_model_and_other_data(text, tmp_path):
         train("--data", other, "--out", run, "--resume")
 
 
+def test_resume_of_a_finished_run_says_so_and_how_to_go_on(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    train("--data", text, "--out", run)
+    before = metrics(run)
+    for steps in (12, 5):
+        capsys.readouterr()
+        assert train("--data", text, "--out", run, "--resume", "--steps", steps) == 0
+        said = capsys.readouterr().out
+        assert f"is finished: it has done 12 steps, and {steps} were asked for" in said
+        assert f"--resume --out {run} --steps 24 goes on" in said and "resuming" not in said
+        assert metrics(run) == before
+    assert train_command.main(["--resume", "--out", str(run), "--steps", "24"]) == 0
+    assert "resuming" in capsys.readouterr().out and len(metrics(run)) == 24
+
+
 def test_resume_refuses_another_tokenizer(text, tmp_path):
     run = tmp_path / "run"
     train("--data", text, "--out", run)
