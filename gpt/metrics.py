@@ -1,7 +1,8 @@
 """metrics.jsonl: one JSON object per line, written as training goes.
 
 Training goes on when a row cannot be written: rows wait in memory for the disk to recover, and
-only a checkpoint insists that they are down. A kill may leave half a row at the end; it is dropped.
+only a checkpoint insists that they are down. A crash may leave half a row or zeros: that line is
+left out, and no other.
 """
 
 import contextlib
@@ -19,7 +20,10 @@ from .errors import UserError
 
 
 class Metrics:
-    """The rows of one run. `trouble` says, while it lasts, why rows wait in memory."""
+    """The rows of one run.
+
+    `trouble` says, while it lasts, why rows wait in memory; `left_out`, which lines were no rows.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,6 +35,7 @@ class Metrics:
         self._base: int | None = None  # bytes of the file that are safely down
         self._tail = b""  # the rows after them
         self._written = 0  # how much of the tail the operating system has
+        self.left_out: str | None = None
 
     def append(self, row: Mapping[str, Any]) -> None:
         """One row; it waits in memory, and `trouble` says so, while the disk does not take it."""
@@ -73,40 +78,57 @@ class Metrics:
             raise
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows so far; half a row at the end, left by a kill, is dropped."""
-        return [row for _, row in self._lines()]
+        """All rows so far. Half a row at the end, left by a kill, is dropped.
 
-    def cut(self, step: int) -> None:
-        """Drops the rows after `step`: what a resumed run is about to write again."""
+        So are lines in between that are no rows, of which `left_out` then tells.
+        """
+        return [row for _, row in self._lines() if row is not None]
+
+    def cut(self, step: int) -> str | None:
+        """Drops the rows after `step`, which a resumed run is about to write again.
+
+        Lines that are no rows are dropped as well; gives what `left_out` says of them.
+        """
         path = self.path
         lines = self._lines()
-        kept = [line for line, row in lines if row.get("step", 0) <= step]
+        kept = [line for line, row in lines if row is not None and row["step"] <= step]
         try:
             if len(kept) < len(lines) or self._tail:
                 disk.write_atomically(path, b"".join(kept))
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}; make room") from None
+        left_out = self.left_out
         self.forget()
+        return left_out
 
-    def _lines(self) -> list[tuple[bytes, dict[str, Any]]]:
+    def _lines(self) -> list[tuple[bytes, dict[str, Any] | None]]:
+        """Each line and its row; None if it is no row."""
         path = self.path
         try:
             data = whole_lines(path)[: self._base] + self._tail
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}; make it readable") from None
-        lines = data.splitlines(keepends=True)
-        found = []
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError
-            except ValueError:
-                if number == len(lines):  # a power cut can leave zeros there
-                    break
-                raise UserError(f"{path}: line {number} is not a JSON object; remove it") from None
-            found.append((line, row))
-        return found
+        lines = [(line, row_of(line)) for line in data.splitlines(keepends=True)]
+        # at the end it is no surprise: a power cut can leave zeros there
+        wrong = [i for i, (_, row) in enumerate(lines, 1) if row is None and i < len(lines)]
+        self.left_out = None
+        if wrong:
+            text = lines[wrong[0] - 1][0][:40].decode(errors="replace").rstrip("\r\n")
+            more = f", and {len(wrong) - 1} more like it" if len(wrong) > 1 else ""
+            self.left_out = f"{path}: left out line {wrong[0]}, which is no row: {text!r}{more}"
+        return lines
+
+
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """The row that `line` holds, or None if that is no object with a step and losses as numbers."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    losses = (row.get("loss"), row.get("val_loss"))
+    return row if all(isinstance(loss, int | float | None) for loss in losses) else None
 
 
 def whole_lines(path: Path) -> bytes:

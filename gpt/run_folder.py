@@ -78,7 +78,7 @@ class RunFolder:
         """Draws loss.png anew."""
         try:
             draw_losses(self.metrics.rows(), self.path / "loss.png")
-            self._undrawn = None
+            self._undrawn = self.metrics.left_out
         except OSError as error:
             self._undrawn = f"{self.path / 'loss.png'}: still an earlier picture: {error.strerror}"
 

@@ -151,7 +151,8 @@ def train(
         if data.tokenizer is not None:
             data.tokenizer.save(out / "tokenizer.json")
     start = found.step if found else 0
-    folder.metrics.cut(start)
+    if left_out := folder.metrics.cut(start):
+        print(left_out, file=sys.stderr)
     kept = f"the one of step {start} is kept" if found else "there is no earlier one"
     val_loss = trouble = None
 

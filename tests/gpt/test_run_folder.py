@@ -441,9 +441,41 @@ def test_metrics_are_strict_json_and_a_torn_line_is_dropped(folder):
     again.metrics.append({"step": 3, "loss": 3.0})
     assert [row["step"] for row in again.metrics.rows()] == [1, 2, 3]
     assert path.read_bytes().count(b"\n") == 3
-    path.write_bytes(b"oops\n" + two)
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is not a JSON object"):
-        again.metrics.rows()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"oops", b'{"step": 2, "lo', b"\0\0\0", b"\xff", b"", b"[1]", b"[" * 10**5,
+        b'{"loss": 1.0}', b'{"step": "2"}', b'{"step": 2, "loss": "low"}',
+    ],
+    ids=lambda line: line[:20],
+)  # fmt: skip
+def test_a_line_that_is_no_row_costs_that_line_alone(folder, wrong):
+    path = folder.path / "metrics.jsonl"
+    lines = [b'{"step": %d, "loss": 0.5}\n' % step for step in (1, 2, 3)]
+    lines[1] = wrong + b"\n"
+    path.write_bytes(b"".join(lines))
+    metrics = RunFolder(folder.path).metrics
+    assert [row["step"] for row in metrics.rows()] == [1, 3]
+    assert "metrics.jsonl: left out line 2, which is no row: " in metrics.left_out
+    again = RunFolder(folder.path)
+    again.draw()
+    assert "left out line 2" in again.trouble and (folder.path / "loss.png").exists()
+    assert "left out line 2" in again.metrics.cut(3)
+    assert path.read_bytes() == lines[0] + lines[2]
+    assert again.metrics.cut(3) is None
+    again.draw()
+    assert again.trouble is None
+
+
+def test_zeros_at_the_end_do_not_come_to_lie_in_the_middle(folder):
+    path = folder.path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0\0\n')
+    assert RunFolder(folder.path).metrics.cut(1) is None
+    again = RunFolder(folder.path)
+    again.metrics.append({"step": 2})
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
 
 def test_rows_wait_for_a_disk_that_is_full(folder, monkeypatch):
@@ -459,7 +491,7 @@ def test_rows_wait_for_a_disk_that_is_full(folder, monkeypatch):
             folder.metrics.sync()
         monkeypatch.setattr(disk, "calls", disk.Calls())
         seen = (folder.path / "metrics.jsonl").read_bytes()
-        folder.metrics.append({"again": n})
+        folder.metrics.append({"step": 0, "again": n})
         assert folder.trouble is None
         after = (folder.path / "metrics.jsonl").read_bytes()
         assert after.startswith(seen[: seen.rfind(b"\n") + 1])

@@ -176,6 +176,17 @@ def test_resume_of_a_finished_run_says_so_and_how_to_go_on(text, tmp_path, capsy
     assert "resuming" in capsys.readouterr().out and len(metrics(run)) == 24
 
 
+def test_resume_leaves_out_a_torn_line_and_says_which(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    train("--data", text, "--out", run)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:2], lines[2][:15], *lines[3:], ""]))
+    assert train("--data", text, "--out", run, "--resume", "--steps=13") == 0
+    said = capsys.readouterr().err
+    assert said.count('left out line 3, which is no row: \'{"step": 3, "lo\'') == 1
+    assert [row["step"] for row in metrics(run)] == [1, 2, *range(4, 14)]
+
+
 def test_resume_refuses_another_tokenizer(text, tmp_path):
     run = tmp_path / "run"
     train("--data", text, "--out", run)
