@@ -91,6 +91,10 @@ class TrainConfig:
                 raise UserError(
                     f"--{name} must be at least 0 and below 1, got {getattr(self, name)}"
                 )
+        if self.out == "":
+            raise UserError(
+                f"--out is empty: name a folder, or drop the flag for {default_out(self)}"
+            )
         if self.seed < 0:
             raise UserError(f"--seed must be at least 0, got {self.seed}")
         if self.external is not None and self.chip is None:

@@ -320,6 +320,8 @@ def test_sample_mistakes_are_named(text, tmp_path, flags, words):
         (["--dropout", "1.5"], "dropout"),
         (["--seed", "-1"], "--seed"),
         (["--recompute", "maybe"], "--recompute"),
+        (["--out", ""], "--out is empty: .* for runs/default"),
+        (["--out=", "--resume"], "--out is empty"),
     ],
 )
 def test_flags_that_make_no_sense_are_named(flags, words):
