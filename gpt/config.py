@@ -151,12 +151,16 @@ def load_preset(name: str) -> TrainConfig:
 
 
 def nearest(key: str, known: Any) -> str:
-    near = difflib.get_close_matches(key, list(known), 1, 0.4)
+    begun = [whole for whole in known if whole.startswith(key)]
+    near = begun or difflib.get_close_matches(key, list(known), 1, 0.4)
     return f": did you mean {near[0]!r}?" if near else ""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, with every mistake as one line and exit status 2."""
+    """argparse, with every mistake as one line and exit status 2, and no option abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -182,7 +186,6 @@ def parse(argv: list[str]) -> TrainConfig:
         prog="python -m gpt.train",
         description="Trains a GPT on the Python standard library, or on --data.",
         epilog="presets: " + ", ".join(preset_names()) + "; or the path of a .toml file",
-        allow_abbrev=False,
     )
     parser.add_argument("preset", nargs="?", metavar="PRESET")
     for field in dataclasses.fields(TrainConfig):

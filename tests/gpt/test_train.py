@@ -15,6 +15,8 @@ import pytest
 
 import tinygrad_edu as tg
 from gpt import GPT, disk
+from gpt import bench as bench_command
+from gpt import plan as plan_command
 from gpt import sample as sample_command
 from gpt import train as train_command
 from gpt.config import load_preset, parse, preset_names
@@ -327,6 +329,20 @@ def test_sample_mistakes_are_named(text, tmp_path, flags, words):
 def test_flags_that_make_no_sense_are_named(flags, words):
     with pytest.raises(UserError, match=words):
         parse(flags)
+
+
+@pytest.mark.parametrize(
+    ("command_of", "arguments", "whole"),
+    [
+        (train_command, ["--step", "3"], "--steps"),
+        (sample_command, ["run", "--tok", "3"], "--tokens"),
+        (plan_command, ["--hard=cs2"], "--hardware"),
+        (bench_command, ["--repeat", "1"], "--repeats"),
+    ],
+)
+def test_no_command_takes_half_an_option(command_of, arguments, whole):
+    with pytest.raises(UserError, match=f"unknown argument .*did you mean '{whole}'"):
+        command_of.main(arguments)
 
 
 def test_presets_and_flags():
