@@ -371,6 +371,15 @@ def test_mistakes_on_the_command_line_are_one_line_and_status_2(text, tmp_path):
     assert done.returncode == 0 and "gpt2-124m" in done.stdout and "--n-layer" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["train", "sample", "plan", "bench"])
+def test_ctrl_c_during_the_imports_is_one_line_and_status_130(tmp_path, name):
+    numba = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "numba.py").write_text(numba)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = command(f"gpt.{name}", env=os.environ | {"PYTHONPATH": path})
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 @pytest.mark.faults
 def test_twenty_kills_lose_nothing(text, tmp_path):
     flags = [*TINY, "--steps=300", "--eval-every=10", "--data", text]
