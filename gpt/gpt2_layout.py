@@ -9,6 +9,7 @@ Tensors pass through in pieces: at most one matrix, to be transposed, is in memo
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,16 +87,37 @@ def zeros(size: int, dtype: np.dtype) -> LazyTensor:
     return LazyTensor((size,), dtype, lambda: iter([np.zeros(size, dtype)]))
 
 
+def full_name(name: str) -> str:
+    """A tensor's name with the leading "transformer." that older files leave out."""
+    return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+
+
+def check_size(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any], where: Path) -> None:
+    """UserError for a config of a larger model than the tensors are, which is not to be built.
+
+    `from_layout` names the other differences, with the model at hand.
+    """
+    shapes = {full_name(name): tensor.shape for name, tensor in tensors.items()}
+    blocks = {name.split(".")[2] for name in shapes if name.startswith("transformer.h.")}
+    problems = []
+    if len(blocks) < config["n_layer"]:
+        problems.append(f"there are {len(blocks)} blocks, the config says {config['n_layer']}")
+    for name, rows in (("wte", "vocab_size"), ("wpe", "block_size")):
+        name, shape = f"transformer.{name}.weight", (config[rows], config["n_embd"])
+        if name not in shapes:
+            problems.append(f"{name} is missing")
+        elif math.prod(shapes[name]) < math.prod(shape):
+            problems.append(f"{name} has shape {shapes[name]}, the config says {shape}")
+    if problems:
+        raise UserError(f"{where}: the weights do not fit: {'; '.join(problems)}")
+
+
 def from_layout(tensors: Mapping[str, Any], model: "GPT", where: Path) -> None:
     """The inverse of `to_layout`: sets every parameter of `model`.
 
     `tensors` are arrays or LazyTensors. UserError names every difference, and nothing is changed.
     """
-    found = {
-        name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": tensor
-        for name, tensor in tensors.items()
-    }
-    found = {name: lazy(tensor) for name, tensor in found.items() if not name.endswith(MASKS)}
+    found = {full_name(name): lazy(t) for name, t in tensors.items() if not name.endswith(MASKS)}
     problems = []
     head = found.pop("lm_head.weight", None)
     embedding = found.get("transformer.wte.weight", head)
@@ -161,6 +183,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
             tensors.update(TensorFile(file).tensors())
         except OSError as error:
             raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    check_size(tensors, config, folder)
     return config, tensors
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tinygrad_edu as tg
-from gpt import GPT, disk
+from gpt import GPT, GPTConfig, disk
 from gpt import bench as bench_command
 from gpt import plan as plan_command
 from gpt import sample as sample_command
@@ -545,5 +545,26 @@ def test_odd_values_in_a_config_are_named(tmp_path, change, says):
     if isinstance(change, dict):
         change = json.dumps(json.loads(path.read_text()) | change)
     path.write_text(change or "null")
+    with pytest.raises(UserError, match=says):
+        GPT.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"n_layer": 10**9}, "there are 1 blocks, the config says 1000000000"),
+        ({"vocab_size": 10**12}, r"wte.weight has shape \(10, 4\), the config says \(10{12}, 4\)"),
+        ({"n_positions": 10**12}, r"wpe.weight has shape \(8, 4\), the config says \(10{12}, 4\)"),
+        ({"n_embd": 10**12}, r"wte.weight has shape \(10, 4\), the config says \(10, 10{12}\)"),
+    ],
+    ids=str,
+)
+def test_a_config_of_a_larger_model_is_refused_before_its_model_is_built(
+    tmp_path, monkeypatch, change, says
+):
+    GPT(GPTConfig(10, 8, 1, 1, 4)).save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    monkeypatch.setattr(GPT, "__init__", lambda *_, **__: pytest.fail("built"))
     with pytest.raises(UserError, match=says):
         GPT.load(tmp_path)
