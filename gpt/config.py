@@ -143,11 +143,18 @@ def load_preset(name: str) -> TrainConfig:
         if key not in fields or key == "preset":
             raise UserError(f"{name}: unknown field {key!r}{nearest(key, fields)}")
         kind = fields[key].type
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            values[key] = float(value)
-        elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        if not has_type(value, kind):
             raise UserError(f"{name}: {key} = {value!r} has the wrong type")
+        if kind is float:
+            values[key] = float(value)
     return TrainConfig(preset=Path(name).stem, **values)
+
+
+def has_type(value: Any, kind: Any) -> bool:
+    """Whether a field declared as `kind` may be `value`: whole numbers are floats, too."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def nearest(key: str, known: Any) -> str:
@@ -228,9 +235,11 @@ def default_out(config: TrainConfig) -> Path:
 def saved_config(run: Path) -> TrainConfig | None:
     """What the run in that folder was told, if it can be read; the folder is checked elsewhere."""
     try:
-        return TrainConfig(**json.loads((run / "train.json").read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError):
+        saved = TrainConfig(**json.loads((run / "train.json").read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    typed = (has_type(getattr(saved, f.name), f.type) for f in dataclasses.fields(saved))
+    return saved if all(typed) else None
 
 
 def run(main: Any, name: str) -> NoReturn:

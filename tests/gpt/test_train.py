@@ -189,6 +189,25 @@ def test_resume_leaves_out_a_torn_line_and_says_which(text, tmp_path, capsys):
     assert [row["step"] for row in metrics(run)] == [1, 2, *range(4, 14)]
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace('"steps": 12', '"steps": "24"'),
+        lambda text: text.replace('"seed": 1337', '"seed": null'),
+        lambda text: text.replace('"steps": 12', '"steps": 24'),
+        lambda text: "[" * 100_000,
+    ],
+    ids=["text", "null", "number", "deep"],
+)
+def test_a_train_json_edited_by_hand_is_refused_by_name(text, tmp_path, edit):
+    run = tmp_path / "run"
+    train("--data", text, "--out", run)
+    path = run / "train.json"
+    assert path.write_text(edit(path.read_text()))
+    with pytest.raises(UserError, match=r"train\.json: .* damaged"):
+        train_command.main(["--resume", "--out", str(run)])
+
+
 def test_resume_refuses_another_tokenizer(text, tmp_path):
     run = tmp_path / "run"
     train("--data", text, "--out", run)
