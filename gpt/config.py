@@ -10,6 +10,7 @@ import difflib
 import io
 import json
 import math
+import os
 import sys
 import tomllib
 from importlib import resources
@@ -172,6 +173,10 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        print(end="", flush=True)  # --help that cannot be written is said by `run`
+        super().exit(status, message)
+
     def parse_all(self, argv: list[str]) -> argparse.Namespace:
         known = [s for action in self._actions for s in action.option_strings if s[:2] == "--"]
         argv = [
@@ -243,12 +248,16 @@ def saved_config(run: Path) -> TrainConfig | None:
 
 
 def run(main: Any, name: str) -> NoReturn:
-    """Runs a command: a user's mistake is one line and status 2, Ctrl-C is status 130."""
+    """Runs a command: a user's mistake, or the system's no, is one line and status 2.
+
+    Ctrl-C is status 130.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # texts may hold what a console cannot show
             stream.reconfigure(errors="replace")
     try:
         status = main(sys.argv[1:])
+        print(end="", flush=True)
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         status = 2
@@ -260,4 +269,11 @@ def run(main: Any, name: str) -> NoReturn:
         status = 130
     except BrokenPipeError:  # the reader of our output has left
         status = 0
+    except OSError as error:  # a path nobody can have, an output that is full
+        print(f"{name}: the system refuses: {error}; mend that and try again", file=sys.stderr)
+        status = 2
+    try:
+        print(end="", flush=True)
+    except OSError:  # nobody takes the rest: without this, Python would complain of it at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

@@ -390,6 +390,46 @@ def test_mistakes_on_the_command_line_are_one_line_and_status_2(text, tmp_path):
     assert done.returncode == 0 and "gpt2-124m" in done.stdout and "--n-layer" in done.stdout
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("train", ["--help"]), ("plan", ["--help"]), ("plan", ["nanogpt-cpu", "--hardware=cs2"])],
+)
+def test_an_output_that_is_full_is_one_line_and_one_that_is_closed_is_none(
+    name, arguments, unbuffered
+):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    env["PYTHONUNBUFFERED"] = unbuffered
+    read, closed = os.pipe()
+    os.close(read)
+    with open("/dev/full", "w") as full, open(closed, "w") as pipe:
+        run = [sys.executable, "-m", f"gpt.{name}", *arguments]
+        options = {"stderr": subprocess.PIPE, "text": True, "env": env, "timeout": 60}
+        done = subprocess.run(run, stdout=pipe, **options)
+        assert (done.returncode, done.stderr) == (0, "")
+        done = subprocess.run(run, stdout=full, **options)
+    if unbuffered and "--help" in arguments:
+        return  # argparse itself passes over what it cannot write
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "the system refuses: [Errno 28] No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("train", ["--out", "a" * 300]),
+        ("train", ["--resume", "--out", "a" * 300]),
+        ("sample", ["a" * 300]),
+        ("plan", ["--hardware=cs2", "--trace", "a" * 300]),
+    ],
+)
+def test_a_name_too_long_is_one_line_and_status_2(text, name, arguments):
+    done = command(f"gpt.{name}", *arguments, *["--data", text] * (name == "train"))
+    assert done.returncode == 2 and "File name too long" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["train", "sample", "plan", "bench"])
 def test_ctrl_c_during_the_imports_is_one_line_and_status_130(tmp_path, name):
     numba = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
