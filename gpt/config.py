@@ -92,6 +92,8 @@ class TrainConfig:
                 raise UserError(
                     f"--{name} must be at least 0 and below 1, got {getattr(self, name)}"
                 )
+        if self.external == "":
+            raise UserError("--external is empty: name a file, or drop the flag for RAM")
         if self.out == "":
             raise UserError(
                 f"--out is empty: name a folder, or drop the flag for {default_out(self)}"
@@ -217,9 +219,11 @@ def parse(argv: list[str]) -> TrainConfig:
             )
     given = vars(parser.parse_all(argv))
     preset = given.pop("preset")
-    base = load_preset(preset or "default")
+    base = load_preset("default" if preset is None else preset)
     if not given.get("resume"):
         return dataclasses.replace(base, **given).check()
+    if given.get("overwrite"):
+        raise UserError("--resume goes on with a run, --overwrite replaces it: give one of them")
     out = given.setdefault("out", str(default_out(base)))
     saved = saved_config(Path(out))
     if saved and preset is None:

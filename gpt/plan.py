@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
         return plan_verify.main(as_json=given.json)
     check_outputs(given)
     try:
-        names = given.compare.split(",") if given.compare else [given.hardware]
+        names = [given.hardware] if given.compare is None else given.compare.split(",")
         cli.load_preset(given.preset)  # a wrong name is said before this machine is timed
         machines = [hardware_of(name.strip(), given) for name in names]
         plans = [plan(job_of(given, precision_of(given, one)), one) for one in machines]

@@ -129,6 +129,7 @@ def test_a_trace_and_a_picture(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
+        ("1.3b --compare=", "unknown hardware ''"),
         ("foo", "unknown preset 'foo'"),
         ("1.3b --hardware cs9", "unknown hardware 'cs9' (did you mean cs"),
         ("1.3b --hardware cs2 --bandwidth 0", "bandwidth must be above 0"),
