@@ -134,7 +134,11 @@ def load_preset(name: str) -> TrainConfig:
         else:
             text = (resources.files("gpt") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
         values = tomllib.loads(text)
-    except OSError:
+    except OSError as error:
+        if name.endswith(".toml"):
+            raise UserError(
+                f"{name} cannot be read: {error.strerror}; give a TOML file of fields and values"
+            ) from None
         known = preset_names()
         near = difflib.get_close_matches(name, known, 1, 0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -96,7 +96,7 @@ class Metrics:
             if len(kept) < len(lines) or self._tail:
                 disk.write_atomically(path, b"".join(kept))
         except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror}; make room") from None
+            raise UserError(f"{path}: cannot be written: {error.strerror}; mend that") from None
         left_out = self.left_out
         self.forget()
         return left_out

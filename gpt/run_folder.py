@@ -204,7 +204,9 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}; {START_OVER}") from None
+            raise UserError(
+                f"{path}: cannot be read: {error.strerror}; make it readable, {START_OVER}"
+            ) from None
         try:
             content = json.loads(data)
         except (ValueError, RecursionError):
@@ -243,7 +245,9 @@ class RunFolder:
         except FileNotFoundError:
             raise UserError(f"{path}: is missing, and train.json needs it; {START_OVER}") from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}; {START_OVER}") from None
+            raise UserError(
+                f"{path}: cannot be read: {error.strerror}; make it readable, {START_OVER}"
+            ) from None
 
     def _publish(self, entry: dict[str, Any]) -> None:
         """Makes model.safetensors the committed model: a second name of it, or else a copy."""

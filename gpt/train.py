@@ -198,7 +198,7 @@ def train(
                 except OSError as error:
                     problem = f"checkpoint of step {step} not written ({error})"
                     if last or stop:
-                        raise UserError(f"{problem}; {kept}: make room, then --resume") from None
+                        raise UserError(f"{problem}; {kept}: mend that, then --resume") from None
                     bar.write(f"{problem}; going on, {kept}", sys.stderr)
             if folder.trouble != trouble:
                 trouble = folder.trouble

@@ -542,3 +542,12 @@ def test_write_atomically_keeps_the_old_file_when_the_writer_fails(tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["loss.png"]
     write_atomically(path, lambda partial: partial.write_bytes(b"new"))
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["loss.png"]
+
+
+def test_a_folder_that_refuses_says_what_would_help(saved, monkeypatch):
+    monkeypatch.setattr(disk, "calls", FailingDisk(1, errno.EACCES, for_good=True))
+    with pytest.raises(UserError, match=r"train\.json: .* Permission denied; make it readable"):
+        saved.read()
+    monkeypatch.setattr(disk, "calls", FailingDisk(4, errno.EACCES, for_good=True))
+    with pytest.raises(UserError, match="cannot be written: Permission denied; mend that"):
+        RunFolder(saved.path).metrics.cut(0)

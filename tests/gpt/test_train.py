@@ -342,6 +342,7 @@ def test_sample_mistakes_are_named(text, tmp_path, flags, words):
         (["--seed", "-1"], "--seed"),
         (["--recompute", "maybe"], "--recompute"),
         ([""], "unknown preset ''"),
+        (["nowhere.toml"], "nowhere.toml cannot be read: No such file or directory; give a TOML"),
         (["--resume", "--overwrite"], "give one of them"),
         (["--chip=20MB", "--external="], "--external is empty"),
         (["--out", ""], "--out is empty: .* for runs/default"),
