@@ -25,7 +25,7 @@ class Medium(external.Calls):
     def __init__(self, before=None):
         self.log, self.failed, self.mutex = [], False, threading.Lock()
         self.before = before or (lambda medium, method: None)
-        for name in METHODS:
+        for name in (*METHODS, "replace"):
             setattr(self, name, self.wrapped(name, getattr(external.Calls, name)))
 
     def wrapped(self, name, real):

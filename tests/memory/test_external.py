@@ -1,5 +1,6 @@
 """The external file: whose it is, what is found wrong with it, and what a chip does about it."""
 
+import contextlib
 import errno
 import json
 import os
@@ -114,12 +115,87 @@ def test_a_file_of_the_same_model_is_used_again(closed):
 
 
 def test_a_file_of_another_model_is_refused(closed):
+    before = closed.read_bytes()
     with pytest.raises(
         ExternalMemoryError,
         match=r"is of another model: where it has embedding\.weight of float32 \(16, 4\), this one "
         r"has float32 \(16, 8\): remove it .* or choose another path",
     ):
         train_on_chip(closed, width=8)
+    assert closed.read_bytes() == before and list(closed.parent.iterdir()) == [closed]
+
+
+def parameters(path, optimizer, **shapes):
+    """A chip on the file for a model with these parameters."""
+    with Chip(ROOMY, ExternalMemory(path)):
+        model = nn.Module()
+        for name, shape in shapes.items():
+            setattr(model, name, nn.Parameter(np.ones(shape, np.float32)))
+        named = model.parameters()
+        if optimizer:
+            tg.optim.AdamW(named)
+
+
+@pytest.mark.parametrize("optimizer", [False, True])
+@pytest.mark.parametrize(
+    "shapes, words",
+    [
+        ({"a": (2, 3), "b": (5, 4)}, r"where it has b of float32 \(4, 5\), .* has .* \(5, 4\)"),
+        (
+            {"a": (2, 3), "c": (4, 5)},
+            r"where it has b of float32 \(4, 5\), .* has c of .* \(4, 5\)",
+        ),
+        ({"a": (2, 3), "b": (4, 5), "c": ()}, r"where it has nothing, this one has float32 \(\)"),
+        ({"a": (2, 3)}, r"where it has b of float32 \(4, 5\), this one has nothing"),
+    ],
+    ids=["shape", "name", "more", "less"],
+)
+def test_a_refused_file_is_left_byte_for_byte_as_it_was(path, shapes, words, optimizer):
+    parameters(path, True, a=(2, 3), b=(4, 5))
+    before = path.read_bytes()
+    with pytest.raises(ExternalMemoryError, match=f"another model: {words}: remove it"):
+        parameters(path, optimizer, **shapes)
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+    parameters(path, optimizer, a=(2, 3), b=(4, 5))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_closed_file_is_whole_until_its_model_is_there_again(path):
+    """Whatever ends a chip before: an error, nothing at all, a kill."""
+    parameters(path, True, a=(2, 3), b=(4, 5))
+    before = path.read_bytes()
+    opened(path)
+    assert path.read_bytes() == before
+    with pytest.raises(KeyError), Chip(ROOMY, ExternalMemory(path)):
+        nn.Parameter(np.ones((2, 3), np.float32))
+        raise KeyError
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+    code = ELSEWHERE.replace("np.ones(3,", "np.ones((2, 3),")
+    with elsewhere(path, code) as process:
+        assert path.read_bytes() == before
+        refused(path, "is in use by process unknown")
+        process.kill()
+    parameters(path, True, a=(2, 3), b=(4, 5))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_link_to_a_closed_file_stays_a_link(path, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    parameters(link, True, a=(2, 3))
+    path.chmod(0o600)
+    parameters(link, True, a=(2, 3))
+    assert link.is_symlink() and set(tmp_path.iterdir()) == {link, path}
+    assert path.stat().st_mode & 0o777 == 0o600
+    opened(path)
+
+
+def test_a_file_beside_a_closed_one_that_is_not_ours_is_left_alone(closed):
+    before, notes = closed.read_bytes(), closed.with_name(closed.name + ".new")
+    notes.write_bytes(b"my notes")
+    with pytest.raises(ExternalMemoryError, match=f"{notes} is not an external memory"):
+        train_on_chip(closed)
+    assert closed.read_bytes() == before and notes.read_bytes() == b"my notes"
 
 
 @pytest.mark.parametrize(
@@ -150,16 +226,22 @@ with Chip("1MB", ExternalMemory(sys.argv[1])):
 """
 
 
-@pytest.fixture
-def other(path):
+@contextlib.contextmanager
+def elsewhere(path, code=ELSEWHERE):
     """Another process that has a chip on the file."""
     with subprocess.Popen(
-        [sys.executable, "-c", ELSEWHERE, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     ) as process:  # fmt: skip
         assert process.stdout.readline() == b"ready\n"
         yield process
         process.kill()
+
+
+@pytest.fixture
+def other(path):
+    with elsewhere(path) as process:
+        yield process
 
 
 def test_a_file_in_use_names_the_process_that_uses_it(path, other):

@@ -93,6 +93,23 @@ def test_whichever_call_fails_the_run_has_the_same_bits_or_says_so(
     assert train_on_chip(path, tight) == expected
 
 
+@pytest.mark.parametrize("method", ["open", "allocate", "write", "fsync", "truncate", "replace"])
+def test_whichever_call_fails_a_closed_file_is_whole_or_marked_live(path, monkeypatch, method):
+    for n in range(1, 1000):
+        train_on_chip(path, steps=1)
+        before = path.read_bytes()
+        medium = failing(method, n, errno.EIO)
+        monkeypatch.setattr(external, "calls", medium)
+        with contextlib.suppress(ExternalMemoryError):
+            train_on_chip(path, steps=1)
+        monkeypatch.setattr(external, "calls", external.Calls())
+        if not medium.failed:
+            break
+        assert path.read_bytes() == before or b'"state": "live"' in path.read_bytes()[:100]
+        assert_all_let_go(path)
+    assert n > {"open": 2, "truncate": 1, "replace": 1, "fsync": 3}.get(method, 8)
+
+
 def test_a_failed_fetch_that_is_dropped_unread_is_not_taken_for_a_weight(path, monkeypatch, tight):
     monkeypatch.setattr(residency, "AHEAD", 200)  # hardly any room for what nobody uses
     expected = train()

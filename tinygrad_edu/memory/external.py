@@ -11,6 +11,9 @@ A live file is scratch: nothing in it can be trusted after a crash, and the run'
 what one goes on from. Closing the memory in good order writes the table (what is where, with
 checksums) and marks the file closed.
 
+A closed file is only used again for the same model. Until that is known, whatever is written goes
+to a file beside it, which takes its place then; a file that is refused has not been touched.
+
 A file keeps a checksum per MiB of everything but gradients. They are compared where all bytes pass
 by anyway, at a checkpoint and when a closed file is opened, and not on the way to the chip.
 """
@@ -18,6 +21,7 @@ by anyway, at a checkpoint and when a closed file is opened, and not on the way 
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import numbers
 import os
@@ -29,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from ..storage import WEIGHT
 from .budget import mapped_block
 from .sizes import parse_size, show_size
 from .transfer import afresh
@@ -48,6 +53,8 @@ class Calls:
     open = staticmethod(os.open)
     close = staticmethod(os.close)
     fsync = staticmethod(os.fsync)
+    replace = staticmethod(os.replace)
+    remove = staticmethod(os.remove)
     truncate = staticmethod(os.ftruncate)
 
     @staticmethod
@@ -123,8 +130,9 @@ class Blob:
             if checksum(buffer[at : at + GRID]) != self.sums[(offset + at) // GRID]:
                 self.memory.failure = ExternalMemoryError(
                     errno.EIO,
-                    f"{self.memory.path} is corrupted in the {self.what}, near byte {offset + at}: "
-                    "the medium or another program changed it; resume from the last checkpoint",
+                    f"{self.memory._file} is corrupted in the {self.what}, near byte "
+                    f"{offset + at}: the medium or another program changed it; resume from the "
+                    "last checkpoint",
                 )
                 raise afresh(self.memory.failure)
 
@@ -170,7 +178,9 @@ class ExternalMemory:
         self.hurry = threading.Event()
         self._descriptor = -1
         self._end = PAGE
-        self._expected: list[dict[str, Any]] = []  # weights that a closed file held
+        self._file = self._place = Path()  # where we write, and where that belongs
+        self._kept: list[int] = []  # closed files, until it is known whether they are this model's
+        self._expected: list[dict[str, Any]] = []  # weights that a closed file holds
 
     @property
     def medium(self) -> str:
@@ -187,6 +197,7 @@ class ExternalMemory:
         self.blobs, self._end, self.failure, self._expected = [], PAGE, None, []
         self.hurry.clear()
         if self.path is not None:
+            self._place = Path(os.path.realpath(self.path))
             self._open_file(self.path)
         self.is_open = True
 
@@ -197,13 +208,19 @@ class ExternalMemory:
         self.is_open = False
         if self._descriptor < 0:
             return
-        descriptor, self._descriptor = self._descriptor, -1
         try:
             if in_order:
-                self._write_table(descriptor)
+                self._take_place(complete=True)
+            if in_order and not self._kept:
+                self._write_table()
         finally:
-            with self._trouble("cannot be closed"):
-                calls.close(descriptor)
+            descriptors, self._descriptor = [self._descriptor, *self._kept], -1
+            with self._trouble("cannot be closed"), contextlib.ExitStack() as stack:
+                for descriptor in reversed(descriptors):
+                    stack.callback(calls.close, descriptor)
+                if self._kept:
+                    self._kept = []
+                    calls.remove(self._file)
 
     def allocate(self, kind: str, nbytes: int, owner: Any) -> Blob:
         """A blob of zeros."""
@@ -213,8 +230,11 @@ class ExternalMemory:
         if self.path is None:
             blob.array = mapped_block(nbytes) if nbytes >= PAGE else np.zeros(nbytes, np.uint8)
         else:
-            if kind == "weight":
-                self._expect(owner)
+            if kind != WEIGHT:
+                self._take_place()
+            elif self._kept:
+                count = sum(other.kind == WEIGHT for other in self.blobs)
+                self._compare([*self._expected, None][count], owner)
             blob.start = self._end
             room = -(-nbytes // PAGE) * PAGE
             if room:
@@ -232,14 +252,15 @@ class ExternalMemory:
 
     # The file.
 
-    def _open_file(self, path: Path) -> None:
+    def _open_file(self, path: Path, mode: int = 0o666) -> None:
         if not hasattr(os, "preadv"):
             raise ExternalMemoryError(
                 errno.ENOSYS, "this system has no positional reads: leave out the path, to use RAM"
             )
+        self._file = path
         try:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
-            self._descriptor = calls.open(path, flags, 0o666)
+            descriptor = self._descriptor = calls.open(path, flags, mode)
         except OSError as error:
             raise ExternalMemoryError(
                 error.errno, f"{path} cannot be opened as external memory: {error.strerror}"
@@ -247,18 +268,25 @@ class ExternalMemory:
         header: dict[str, Any] | None = None
         try:
             with self._trouble("cannot be locked"):
-                ours_alone = calls.lock(self._descriptor)
+                ours_alone = calls.lock(descriptor) and os.fstat(descriptor).st_nlink > 0
             if not ours_alone:
                 with contextlib.suppress(ExternalMemoryError):
                     header = self._header()
+                live = header is not None and header.get("state") == "live"
                 raise ExternalMemoryError(
                     errno.EBUSY,
-                    f"{path} is in use by process {(header or {}).get('pid', 'unknown')}: wait for "
+                    f"{path} is in use by process {header['pid'] if live else 'unknown'}: wait for "
                     "it, or choose another path",
                 )
             header = self._header()
             if header.get("state") == "closed":
-                self._expected = self._verify(header)
+                weights = self._verify(header)
+                if weights:
+                    self._expected = self._expected or weights
+                    self._kept.append(descriptor)
+                    beside = self._place.with_name(f"{self._place.name}.new")
+                    self._open_file(beside, os.fstat(descriptor).st_mode & 0o777)
+                    return
             elif header:
                 warnings.warn(
                     f"{path} was left live by process {header['pid']}, which ended without closing "
@@ -268,13 +296,13 @@ class ExternalMemory:
                 )
             self._write_header({"state": "live", "pid": os.getpid()})
             with self._trouble("cannot be emptied"):
-                calls.truncate(self._descriptor, PAGE)
+                calls.truncate(descriptor, PAGE)
         except BaseException:
             if header == {} and ours_alone:  # not half a header, which would not be known as ours
                 with contextlib.suppress(OSError):
-                    calls.truncate(self._descriptor, 0)
-            calls.close(self._descriptor)
-            self._descriptor = -1
+                    calls.truncate(descriptor, 0)
+            calls.close(descriptor)
+            self._descriptor, self._kept = -1, []
             raise
 
     def _header(self) -> dict[str, Any]:
@@ -288,7 +316,7 @@ class ExternalMemory:
         if not text.startswith(OURS):
             raise ExternalMemoryError(
                 errno.EEXIST,
-                f"{self.path} is not an external memory: it will not be overwritten; choose "
+                f"{self._file} is not an external memory: it will not be overwritten; choose "
                 "another path, or remove it",
             )
         try:
@@ -298,12 +326,12 @@ class ExternalMemory:
         if header["version"] != VERSION:
             raise ExternalMemoryError(
                 errno.EPROTO,
-                f"{self.path} has version {header['version']}, this program writes version "
+                f"{self._file} has version {header['version']}, this program writes version "
                 f"{VERSION}: {REMOVE}",
             )
         if header.pop("check", None) != digest(json.dumps(header).encode()):
             raise ExternalMemoryError(
-                errno.EIO, f"{self.path} is corrupted in its header: {REMOVE}"
+                errno.EIO, f"{self._file} is corrupted in its header: {REMOVE}"
             )
         return header
 
@@ -316,8 +344,7 @@ class ExternalMemory:
         with self._trouble("cannot be flushed"):
             calls.fsync(self._descriptor)
 
-    def _write_table(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def _write_table(self) -> None:
         table = [
             {
                 "kind": blob.kind,
@@ -331,14 +358,11 @@ class ExternalMemory:
             for blob in self.blobs
         ]
         text = np.frombuffer(json.dumps(table).encode(), np.uint8)
-        try:
-            self._write(self._end, text, "table")
-            with self._trouble("cannot be flushed"):
-                calls.fsync(descriptor)
-            place = {"table": self._end, "table_bytes": text.nbytes, "sha256": digest(text)}
-            self._write_header({"state": "closed", "pid": os.getpid(), **place})
-        finally:
-            self._descriptor = -1
+        self._write(self._end, text, "table")
+        with self._trouble("cannot be flushed"):
+            calls.fsync(self._descriptor)
+        place = {"table": self._end, "table_bytes": text.nbytes, "sha256": digest(text)}
+        self._write_header({"state": "closed", "pid": os.getpid(), **place})
 
     def _verify(self, header: dict[str, Any]) -> list[dict[str, Any]]:
         """Checks all that a closed file holds; the weights in its table."""
@@ -348,13 +372,13 @@ class ExternalMemory:
             self._read(header["table"], text, "table")
             if digest(text) != header["sha256"]:
                 raise ExternalMemoryError(
-                    errno.EIO, f"{self.path} is corrupted in its table: {REMOVE}"
+                    errno.EIO, f"{self._file} is corrupted in its table: {REMOVE}"
                 )
             table = json.loads(text.tobytes())
         else:
             raise ExternalMemoryError(
                 errno.EIO,
-                f"{self.path} is truncated: {size} bytes of {header['table'] + text.nbytes}, the "
+                f"{self._file} is truncated: {size} bytes of {header['table'] + text.nbytes}, the "
                 f"table of its tensors is cut off: {REMOVE}",
             )
         for entry in table:
@@ -362,19 +386,31 @@ class ExternalMemory:
             blob.start, blob.sums = entry["start"], entry["sums"]
             for _ in checked(blob):
                 pass
-        return [entry for entry in table if entry["kind"] == "weight"]
+        return [entry for entry in table if entry["kind"] == WEIGHT]
 
-    def _expect(self, owner: Any) -> None:
-        """A file that was closed in good order is only used again for the same model."""
-        if not self._expected:
+    def _take_place(self, complete: bool = False) -> None:
+        """Ours takes the place of a closed file, if all of its weights are there again."""
+        if not self._kept:
             return
-        entry = self._expected.pop(0)
-        if (tuple(entry["shape"]), entry["dtype"]) != (owner.shape, str(owner.dtype)):
+        weights = [blob.owner for blob in self.blobs if blob.kind == WEIGHT]
+        if not weights or (not complete and len(weights) < len(self._expected)):
+            return
+        for entry, owner in itertools.zip_longest(self._expected, weights):
+            self._compare(entry, owner)
+        with self._trouble("cannot take its place"):
+            calls.replace(self._file, self._place)
+            while self._kept:
+                calls.close(self._kept.pop())
+        self._file = self.path
+
+    def _compare(self, entry: dict[str, Any] | None, owner: Any) -> None:
+        """Refuses a closed file that has `entry` where the model has `owner`."""
+        there = None if entry is None else _Named(entry)
+        if not same(there, owner):
             raise ExternalMemoryError(
                 errno.EEXIST,
-                f"{self.path} is of another model: where it has {entry['name'] or 'a parameter'} "
-                f"of {entry['dtype']} {tuple(entry['shape'])}, this one has {owner.dtype} "
-                f"{owner.shape}: {REMOVE}",
+                f"{self.path} is of another model: where it has {described(there)}, this one has "
+                f"{described(owner)}: {REMOVE}",
             )
 
     def _read(self, start: int, buffer: np.ndarray, what: str) -> None:
@@ -404,7 +440,7 @@ class ExternalMemory:
         except OSError as error:
             self.failure = ExternalMemoryError(
                 error.errno,
-                f"{self.path} {what}: {error.strerror or error}; what it holds is scratch: make "
+                f"{self._file} {what}: {error.strerror or error}; what it holds is scratch: make "
                 "room or repair the medium, then resume from the last checkpoint",
             )
             raise afresh(self.failure) from None
@@ -415,6 +451,21 @@ class _Named:
 
     def __init__(self, entry: dict[str, Any]) -> None:
         self.name, self.shape, self.dtype = entry["name"], tuple(entry["shape"]), entry["dtype"]
+
+
+def same(there: Any, here: Any) -> bool:
+    """Whether two owners are the same parameter; one without a name may be any."""
+    if there is None or here is None:
+        return False
+    names = {there.name, here.name} - {None, ""}
+    return len(names) < 2 and (there.shape, there.dtype) == (here.shape, str(here.dtype))
+
+
+def described(owner: Any) -> str:
+    if owner is None:
+        return "nothing"
+    name = f"{owner.name} of " if owner.name else ""
+    return f"{name}{owner.dtype} {tuple(owner.shape)}"
 
 
 def checked(blob: Blob, cells: int = 4) -> Iterator[np.ndarray]:
