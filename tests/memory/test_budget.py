@@ -16,7 +16,7 @@ several = settings(max_examples=80, deadline=None)
 sizes = st.sampled_from([0, 1, 16, 17, 100, 1000, MAPPED // 4 - 1, MAPPED // 4, 50_000])
 actions = st.lists(
     st.tuples(
-        st.sampled_from(["empty", "empty", "free", "view", "relabel", "idle"]),
+        st.sampled_from(["empty", "empty", "free", "view", "outgoing", "gone", "idle"]),
         sizes,
         st.sampled_from(["activations", "workspace"]),
         st.integers(0, 99),
@@ -65,7 +65,7 @@ def refusing(limit, poison=False):
 @given(actions, st.sampled_from([64, 5000, 400_000, 10_000_000]), st.booleans())
 def test_the_account_is_that_of_a_list_of_arrays(found, limit, poison):
     budget = refusing(limit, poison)
-    held, peak, idle = [], 0, []  # (array, kind, bytes)
+    held, peak, idle = [], 0, []  # [array, kind, bytes, array on its way out]
     most = dict.fromkeys(NEEDED, 0)
     for action, size, kind, choice in found:
         if action == "empty":
@@ -80,26 +80,33 @@ def test_the_account_is_that_of_a_list_of_arrays(found, limit, poison):
             assert array.shape == (size,) and array.dtype == F32 and array.flags.writeable
             assert array.ctypes.data % 64 == 0
             array.fill(choice)
-            held.append([array, kind, nbytes])
+            held.append([array, kind, nbytes, None])
         elif action == "idle" and 64 * (1 + len(idle)) + budget.taken <= limit:
             idle.append(budget.block(1, "idle", "a copy"))
         elif action == "free" and held:
-            held.pop(choice % len(held))
+            entry = held[choice % len(held)]
+            entry[0] = None
+            entry[1] = "leaving"
         elif action == "view" and held:  # the block lives as long as anything looks into it
             entry = held[choice % len(held)]
-            entry[0] = entry[0][1:].view(np.uint8)[:]
-        elif action == "relabel" and held:
+            entry[0] = None if entry[0] is None else entry[0][1:].view(np.uint8)[:]
+        elif action == "outgoing" and held:
             entry = held[choice % len(held)]
-            assert budget.relabel(entry[0], "weights") == entry[2]
-            entry[1] = "weights"
+            if entry[0] is not None:
+                entry[3] = budget.outgoing(entry[0])
+                np.testing.assert_array_equal(entry[3], entry[0])
+        elif action == "gone" and held:
+            held[choice % len(held)][3] = None
         array = entry = None
+        held = [entry for entry in held if entry[0] is not None or entry[3] is not None]
         budget.check()
         for name in NEEDED:
             total = sum(entry[2] for entry in held if entry[1] == name)
             assert budget.held[name] == total
             most[name] = max(most[name], total)
         assert budget.held["idle"] == 64 * len(idle)
-        peak = max(peak, sum(entry[2] for entry in held))
+        assert budget.held["leaving"] == sum(e[2] for e in held if e[1] == "leaving")
+        peak = max(peak, sum(entry[2] for entry in held if entry[1] in NEEDED))
         assert budget.peak == peak and sum(budget.at_peak.values()) == peak
     assert {name: budget.peak_by_kind[name] for name in NEEDED} == most
     held.clear()
@@ -138,23 +145,31 @@ def test_a_view_keeps_the_block_and_its_charge():
     assert budget.needed == 0
 
 
-def test_relabelling_moves_the_charge_and_ignores_foreign_memory():
+def test_what_is_outgoing_is_needed_until_nobody_else_holds_it():
     budget = refusing(10**6)
     array = budget.empty((100,), F32)
-    assert budget.relabel(array[5:], "leaving") == 448
-    assert budget.needed == 0 and budget.held["leaving"] == 448
-    assert budget.relabel(np.zeros(100, np.float32), "leaving") == 0
+    array[:] = range(100)
+    first, second = budget.outgoing(array[5:60:2]), budget.outgoing(array)
+    np.testing.assert_array_equal(first, range(5, 60, 2))
+    assert budget.needed == 448 and budget.held["leaving"] == 0
     del array
-    assert budget.held == dict.fromkeys(KINDS, 0)
+    assert budget.needed == 0 and budget.held["leaving"] == 448
+    del first
+    assert budget.held["leaving"] == 448 and budget.free == 0
+    del second
+    assert budget.held == dict.fromkeys(KINDS, 0) and budget.free == 448
     assert budget.peak == 448
+    foreign = np.zeros(100, np.float32)
+    assert budget.outgoing(foreign) is foreign
 
 
 def test_what_is_idle_or_leaving_counts_against_the_limit_but_not_as_needed():
     budget = refusing(1024)
     idle = budget.block(512, "idle", "a copy")
-    array = budget.empty((64,), F32)
-    budget.relabel(array, "leaving")
-    assert budget.needed == 0 and budget.peak == 256 and budget.taken == 768
+    leaving = budget.outgoing(budget.empty((64,), F32))
+    assert (
+        leaving.nbytes == 256 and budget.needed == 0 and budget.peak == 256 and budget.taken == 768
+    )
     with pytest.raises(Full):
         budget.empty((128,), F32)
     other = budget.empty((64,), F32)

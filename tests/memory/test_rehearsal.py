@@ -50,6 +50,7 @@ MODELS = {
     "no bias": (GPTConfig(65, 16, 2, 2, 64, bias=False), 3),
     "dropout": (GPTConfig(100, 24, 2, 2, 48, dropout=0.2), 2),
     "one layer": (GPTConfig(1000, 8, 1, 1, 40), 1),
+    "one text": (GPTConfig(65, 64, 1, 1, 32), 1),
     "few rows": (GPTConfig(65, 4, 1, 1, 256, bias=False), 1),
     "long": (GPTConfig(20, 200, 1, 2, 32), 1),
 }
@@ -75,6 +76,23 @@ def test_the_rehearsed_peak_is_the_smallest_budget(name, recompute):
     assert ample.bytes_moved["update"] == 2 * rehearsed.bytes_moved["update"]
     totals = ample.timeline.totals()["compute"]
     assert totals.flops == 2 * rehearsed.timeline.totals()["compute"].flops
+
+
+def test_a_gradient_that_others_hold_is_needed_although_it_leaves():
+    """Backward of the sum gives one array to the parameter and to the product below it."""
+
+    def product_and_sum():
+        first, second, third = (nn.Parameter(np.ones(s, np.float32)) for s in shapes)
+        ((first * 2.0) @ second + third).tanh().sum().backward()
+
+    shapes = [(8, 4000), (4000, 512), (8, 512)]
+    with Rehearsal() as rehearsed:
+        product_and_sum()
+    with Chip("50MB", poison=True) as ample:
+        product_and_sum()
+    assert rehearsed.peak_bytes == ample.peak_bytes
+    with Chip(ample.peak_bytes, poison=True):
+        product_and_sum()
 
 
 def moved(chip, work):

@@ -22,7 +22,8 @@ from .. import tape
 from ..kernels.allocator import aligned_block, lease
 
 NEEDED = ("weights", "activations", "workspace")
-KINDS = (*NEEDED, "idle", "leaving")
+LEAVING = "leaving"
+KINDS = (*NEEDED, "idle", LEAVING)
 MAPPED = 1 << 17  # bytes: from here on a block is a mapping of its own, and leaves when dropped
 LARGE = 1 << 20
 PAGE = 4096
@@ -43,7 +44,8 @@ class Budget:
         self._most: Counter[int] = Counter()
         self.mapped = 0  # bytes ever asked from the system: hardly grows in a steady state
         self.high = 0  # the most needed since `take_high`
-        self.leases: dict[int, tuple] = {}  # id -> (bytes, kind, shape, dtype, module)
+        self.leases: dict[int, tuple] = {}  # id of block -> (bytes, kind, shape, dtype, module)
+        self._holders: Counter[int] = Counter()  # id of block -> leases: two while it is `outgoing`
         self.make_room: Callable[[int, Any], None] = lambda nbytes, what: None
         self.new_mapping: Callable[[int], np.ndarray] = mapped_block  # for blocks from MAPPED on
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
@@ -62,19 +64,46 @@ class Budget:
         scope = tape.state.scope
         module = type(scope[-1]).__name__ if scope else ""
         size = block.nbytes
-        self.leases[id(held)] = (size, kind, shape, dtype, module)
+        self.leases[id(block)] = (size, kind, shape, dtype, module)
+        self._holders[id(block)] = 1
         self._in_use[size] += 1
         if self._in_use[size] > self._most[size]:
             self._most[size] += 1
             self.footprint += size if size >= MAPPED else 0
         return np.ndarray(shape, dtype, held)
 
+    def outgoing(self, array: np.ndarray) -> np.ndarray:
+        """The same numbers for whoever takes them out of the chip.
+
+        They are needed as long as anybody else holds them, and leaving afterwards. Memory that is
+        not the chip's is handed on as it is.
+        """
+        held = array
+        while isinstance(held, np.ndarray):
+            held = held.base
+        block = getattr(held, "block", None)
+        if id(block) not in self.leases:
+            return array
+        out = lease(block, self)
+        out.kind = LEAVING
+        self._holders[id(block)] += 1
+        offset = array.ctypes.data - block.ctypes.data
+        return np.ndarray(array.shape, array.dtype, out, offset, array.strides)
+
     def give_back(self, held: Any) -> None:
-        """Called when the last array in a block has died."""
-        del self.leases[id(held)]
-        self._in_use[held.block.nbytes] -= 1
-        self.charge(held.kind, -held.block.nbytes)
-        self.release(held.block)
+        """Called when the last array of a lease has died."""
+        block = held.block
+        size, kind, *what = self.leases[id(block)]
+        self._holders[id(block)] -= 1
+        if not self._holders[id(block)]:
+            del self.leases[id(block)], self._holders[id(block)]
+            self._in_use[size] -= 1
+            self.charge(kind, -size)
+            self.release(block)
+        elif held.kind != LEAVING:  # only those who take it out are left
+            self.leases[id(block)] = (size, LEAVING, *what)
+            self.charge(kind, -size)
+            self.charge(LEAVING, size)
 
     # Blocks.
 
@@ -129,21 +158,7 @@ class Budget:
     @property
     def taken(self) -> int:
         """Bytes in use, one way or another."""
-        return self.needed + self.held["idle"] + self.held["leaving"]
-
-    def relabel(self, array: np.ndarray, kind: str) -> int:
-        """Charges the block behind an array to another kind; its bytes (0 if it is not ours)."""
-        held = array
-        while isinstance(held, np.ndarray):
-            held = held.base
-        if id(held) not in self.leases:
-            return 0
-        nbytes, before, *rest = self.leases[id(held)]
-        self.leases[id(held)] = (nbytes, kind, *rest)
-        held.kind = kind
-        self.charge(before, -nbytes)
-        self.charge(kind, nbytes)
-        return nbytes
+        return self.needed + self.held["idle"] + self.held[LEAVING]
 
     @property
     def spare(self) -> int:

@@ -165,11 +165,12 @@ class Chip:
     # What storages ask it to do.
 
     def drain(self, storage: StreamedStorage, array: Any, move: Callable[[], None]) -> None:
-        """Lets the writer run `move`, which takes `array` out (None: nothing leaves the chip)."""
+        """Lets the writer run `move`, which takes `array` out (None: nothing leaves the chip).
+
+        `array` and what `move` reads are `budget.outgoing`.
+        """
         self.check_open()
         nbytes = 0 if array is None else array.nbytes
-        if array is not None:
-            self.budget.relabel(array, "leaving")
         self._drained += nbytes
 
         def carry() -> None:

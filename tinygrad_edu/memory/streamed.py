@@ -182,6 +182,7 @@ class StreamedStorage(Storage):
         self.updated = False
         if not block.flags.c_contiguous or block.dtype != self.dtype:
             block = copy(block.astype(self.dtype, copy=False))
+        block = self.chip.budget.outgoing(block)
         flat, blob, offset = block.reshape(-1), self._gradient(), start * self.dtype.itemsize
 
         def move() -> None:
@@ -210,6 +211,7 @@ class StreamedStorage(Storage):
 
     def _add_picked(self, rows: np.ndarray, values: np.ndarray) -> None:
         self._settle_scale()
+        values = self.chip.budget.outgoing(values)
         blob, width = self._gradient(), math.prod(self.shape[1:])
         row_bytes = width * self.dtype.itemsize
 
