@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -613,3 +615,51 @@ def test_after_a_chip_weights_can_be_set_whatever_was_on_its_way():
         assert chip.bytes_moved["fetch"] == moved
         for layer in layers:
             layer.load_state_dict({k: v + 1 for k, v in layer.state_dict().items()})
+
+
+def test_a_model_that_is_dropped_leaves_the_memory():
+    """At the next parameter that is born; even if no garbage is collected, and in mid-flight."""
+    inputs = tg.Tensor(np.ones((4, 100), np.float32))
+    gc.disable()
+    try:
+        with Chip("10MB", ExternalMemory(bandwidth="50MB")) as chip:
+            sizes = []
+            for _ in range(4):
+                model = optimizer = None
+                model = nn.Sequential(*(nn.Linear(100, 100) for _ in range(4)))
+                blobs = [weakref.ref(blob.array) for blob in chip.external.blobs]
+                optimizer = tg.optim.AdamW(model.parameters())
+                for _ in range(3):
+                    optimizer.zero_grad()
+                    loss = model(inputs).sum()
+                    loss.backward()
+                    optimizer.step()
+                    loss = None
+                sizes.append((len(chip.external.blobs), chip.external.nbytes))
+                model(inputs)
+            assert sizes == [sizes[0]] * 4
+            lent = model(inputs).sum()
+            model = optimizer = None
+            kept = nn.Parameter(np.ones(3, np.float32))
+            assert len(chip.external.blobs) == 4 * 8 + 1
+            lent.backward()  # a graph keeps what it needs
+            lent = None
+            chip.settle()
+            assert [blob() for blob in blobs] == [None] * 8 and len(chip.external.blobs) == 1
+            assert len(chip.residency.units) == 0 and chip.budget.needed == 0
+        most = sizes[0][1] + kept.data.nbytes
+        del kept
+        assert chip.external.blobs == [] and chip.external.nbytes == most
+    finally:
+        gc.enable()
+
+
+def test_a_file_keeps_the_layout_of_models_that_were_dropped(path):
+    def several():
+        with Chip(ROOMY, ExternalMemory(path)):
+            for shape in ((2, 3), (4, 5)):
+                nn.Parameter(np.ones(shape, np.float32))
+
+    several()
+    assert len(blobs_of(path)) == 2
+    several()

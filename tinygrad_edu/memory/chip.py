@@ -69,11 +69,11 @@ class Chip:
         self.budget = Budget(self.memory, poison)
         self.budget.make_room = self._make_room
         self.timeline = Timeline()
-        self.storages: list[StreamedStorage] = []
         self.watch: Callable[[str, int], None] | None = None  # told of each op: phase, FLOPs
         self.updates = 0  # optimizer steps
         self.tokens = 0  # the most rows that met a weight at once
         self.ceiling: float | None = None  # bytes per second that the medium gives, once measured
+        self._dropped: deque[tuple[list[tuple], list[Blob]]] = deque()  # units and blobs
         self._leaving: deque[tuple[Job, Any]] = deque()
         self._leaving_bytes = self._drained = self._updated = 0
         self._stack: ExitStack | None = None
@@ -143,9 +143,8 @@ class Chip:
             raise afresh(self.failure)
 
     def _new_storage(self, shape: tuple[int, ...], dtype: np.dtype) -> StreamedStorage:
-        storage = self.storage_type(self, shape, dtype)
-        self.storages.append(storage)
-        return storage
+        self._forget()
+        return self.storage_type(self, shape, dtype)
 
     # What one asks it.
 
@@ -206,6 +205,7 @@ class Chip:
             self._collect()
         if self._was_open:
             self.file_updates.settle()
+        self._forget()
 
     def begin_update(self) -> None:
         """Weights are about to change: gradients have to have arrived."""
@@ -225,7 +225,9 @@ class Chip:
         numbers: dict[str, Any],
     ) -> None:
         dtypes = [storage.dtype_of(blob.kind) for blob in blobs]
-        storage.written = self.file_updates.run(function, blobs, dtypes, scale, numbers)
+        storage.owner.written = self.file_updates.run(
+            function, blobs, dtypes, scale, numbers
+        )
 
     def count_update(self, nbytes: int) -> None:
         self._updated += nbytes
@@ -238,6 +240,23 @@ class Chip:
             self.residency.drop(key)
         if self.residency.updating:
             self.residency.look_ahead()
+
+    def dropped(self, keys: list[tuple], blobs: list[Blob]) -> None:
+        """A parameter has died, in whatever thread and in the middle of whatever it may be."""
+        self._dropped.append((keys, blobs))
+        if Chip._open is not self:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Lets go of the RAM of parameters that have died; a file keeps its layout."""
+        while self._dropped:
+            keys, blobs = self._dropped.popleft()
+            for key in keys:
+                self.residency.drop(key)
+                del self.residency.units[key]
+            for blob in blobs:
+                if blob.array is not None:
+                    self.external.free(blob)
 
     # What the budget and the engine ask it.
 

@@ -36,7 +36,7 @@ import numpy as np
 from ..storage import WEIGHT
 from .budget import mapped_block
 from .sizes import parse_size, show_size
-from .transfer import afresh
+from .transfer import Job, afresh
 
 PAGE = 4096
 GRID = 1 << 20  # bytes per checksum
@@ -94,10 +94,19 @@ class ExternalMemoryError(OSError):
     """The external memory cannot be used: the message says which file, which tensor, and why."""
 
 
+class Owner:
+    """What the memory knows of a parameter, so that it does not keep the parameter itself."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, name: str | None = None) -> None:
+        self.shape, self.dtype, self.name = shape, dtype, name
+        self.updated = True  # the weight holds the numbers of the next step
+        self.written: Job | None = None  # the last write of the weight
+
+
 class Blob:
     """`nbytes` bytes of the memory. `kind` is "weight", "gradient" or an optimizer state's name."""
 
-    def __init__(self, memory: "ExternalMemory", kind: str, nbytes: int, owner: Any) -> None:
+    def __init__(self, memory: "ExternalMemory", kind: str, nbytes: int, owner: Owner) -> None:
         self.memory, self.kind, self.nbytes, self.owner = memory, kind, nbytes, owner
         self.start = 0  # in the file
         self.array: np.ndarray | None = None  # in RAM
@@ -173,6 +182,7 @@ class ExternalMemory:
             raise ValueError(f"latency is in seconds, at least 0, got {latency!r}")
         self.latency = latency or 0.0
         self.blobs: list[Blob] = []
+        self.nbytes = 0  # in use at once, at most
         self.is_open = False
         self.failure: ExternalMemoryError | None = None
         self.hurry = threading.Event()
@@ -186,15 +196,12 @@ class ExternalMemory:
     def medium(self) -> str:
         return "RAM" if self.path is None else str(self.path)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(blob.nbytes for blob in self.blobs)
-
     def open(self) -> None:
         """Takes the file; ExternalMemoryError if it is someone else's, damaged, or in use."""
         if self.is_open:
             raise RuntimeError(f"this external memory ({self.medium}) already serves a chip")
         self.blobs, self._end, self.failure, self._expected = [], PAGE, None, []
+        self.nbytes = self._held = 0
         self.hurry.clear()
         if self.path is not None:
             self._place = Path(os.path.realpath(self.path))
@@ -222,7 +229,7 @@ class ExternalMemory:
                     self._kept = []
                     calls.remove(self._file)
 
-    def allocate(self, kind: str, nbytes: int, owner: Any) -> Blob:
+    def allocate(self, kind: str, nbytes: int, owner: Owner) -> Blob:
         """A blob of zeros."""
         if not self.is_open:
             raise RuntimeError("this external memory is closed: use it inside `with Chip(...)`")
@@ -243,12 +250,19 @@ class ExternalMemory:
             self._end += room
             if kind != GRADIENT:
                 blob.sums = [0] * -(-nbytes // GRID)  # of zeros
-        self.blobs.append(blob)
+        self._add(blob)
         return blob
+
+    def _add(self, blob: Blob) -> None:
+        self.blobs.append(blob)
+        self._held += blob.nbytes
+        self.nbytes = max(self.nbytes, self._held)
 
     def free(self, blob: Blob) -> None:
         """Forgets a blob; the room in a file is not used again."""
-        self.blobs.remove(blob)
+        if blob in self.blobs:  # not if the memory serves another chip by now
+            self.blobs.remove(blob)
+            self._held -= blob.nbytes
 
     # The file.
 
@@ -382,7 +396,7 @@ class ExternalMemory:
                 f"table of its tensors is cut off: {REMOVE}",
             )
         for entry in table:
-            blob = Blob(self, entry["kind"], entry["bytes"], _Named(entry))
+            blob = Blob(self, entry["kind"], entry["bytes"], owner_of(entry))
             blob.start, blob.sums = entry["start"], entry["sums"]
             for _ in checked(blob):
                 pass
@@ -403,9 +417,9 @@ class ExternalMemory:
                 calls.close(self._kept.pop())
         self._file = self.path
 
-    def _compare(self, entry: dict[str, Any] | None, owner: Any) -> None:
+    def _compare(self, entry: dict[str, Any] | None, owner: Owner | None) -> None:
         """Refuses a closed file that has `entry` where the model has `owner`."""
-        there = None if entry is None else _Named(entry)
+        there = None if entry is None else owner_of(entry)
         if not same(there, owner):
             raise ExternalMemoryError(
                 errno.EEXIST,
@@ -446,14 +460,12 @@ class ExternalMemory:
             raise afresh(self.failure) from None
 
 
-class _Named:
+def owner_of(entry: dict[str, Any]) -> Owner:
     """The owner of a blob of an earlier process."""
-
-    def __init__(self, entry: dict[str, Any]) -> None:
-        self.name, self.shape, self.dtype = entry["name"], tuple(entry["shape"]), entry["dtype"]
+    return Owner(tuple(entry["shape"]), entry["dtype"], entry["name"])
 
 
-def same(there: Any, here: Any) -> bool:
+def same(there: Owner | None, here: Owner | None) -> bool:
     """Whether two owners are the same parameter; one without a name may be any."""
     if there is None or here is None:
         return False
@@ -461,7 +473,7 @@ def same(there: Any, here: Any) -> bool:
     return len(names) < 2 and (there.shape, there.dtype) == (here.shape, str(here.dtype))
 
 
-def described(owner: Any) -> str:
+def described(owner: Owner | None) -> str:
     if owner is None:
         return "nothing"
     name = f"{owner.name} of " if owner.name else ""

@@ -22,7 +22,7 @@ import numpy as np
 from ..kernels.switch import kernels_off
 from .chip import Chip
 from .clock import Work
-from .external import Blob, ExternalMemory
+from .external import Blob, ExternalMemory, Owner
 from .flops import ATTENTION, op_bytes, op_flops, whole_blocks
 from .streamed import StreamedStorage, moved_by_update
 
@@ -33,9 +33,9 @@ UNBACKED = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux: no promise that ther
 class Nothing(ExternalMemory):
     """An external memory that remembers sizes only."""
 
-    def allocate(self, kind: str, nbytes: int, owner: Any) -> Blob:
+    def allocate(self, kind: str, nbytes: int, owner: Owner) -> Blob:
         blob = Blob(self, kind, nbytes, owner)
-        self.blobs.append(blob)
+        self._add(blob)
         return blob
 
     def _read(self, start: int, buffer: np.ndarray, what: str) -> None:

@@ -21,8 +21,7 @@ from ..kernels import copy, empty
 from ..kernels.gather import gather_rows
 from ..kernels.update import piece_squares, squares_from
 from ..storage import WEIGHT, Storage, placed
-from .external import GRADIENT, GRID, Blob, checked
-from .transfer import Job
+from .external import GRADIENT, GRID, Blob, Owner, checked
 
 if TYPE_CHECKING:
     from .chip import Chip
@@ -32,14 +31,28 @@ class StreamedStorage(Storage):
     """Weight, gradient and optimizer state as blobs of the chip's external memory."""
 
     def __init__(self, chip: "Chip", shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.owner = Owner(tuple(shape), np.dtype(dtype))
         super().__init__(shape, dtype)
         self.chip = chip
         self.nbytes = self.size * self.dtype.itemsize
-        self.blobs: dict[str, Blob] = {WEIGHT: chip.external.allocate(WEIGHT, self.nbytes, self)}
-        self.updated = True  # the weight holds the numbers of the next step
-        self.written: Job | None = None  # the last write of the weight
+        self.blobs: dict[str, Blob] = {}
         self.keys: list[tuple] = []  # of the units that ops have borrowed so far
         self._scale = 1.0  # what the gradient is still to be multiplied with
+        self._allocate(WEIGHT)
+
+    def __del__(self) -> None:
+        self.chip.dropped(self.keys, list(self.blobs.values()))
+
+    def _allocate(self, kind: str) -> None:
+        self.blobs[kind] = self.chip.external.allocate(kind, self.nbytes, self.owner)
+
+    @property
+    def name(self) -> str | None:
+        return self.owner.name
+
+    @name.setter
+    def name(self, value: str | None) -> None:
+        self.owner.name = value
 
     # Loans.
 
@@ -56,7 +69,7 @@ class StreamedStorage(Storage):
         self.chip.check_open()
         row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
         nbytes = self.dtype.itemsize * math.prod(shape)
-        residency, key = self.chip.residency, (self, *part)
+        residency, key = self.chip.residency, (self.owner, *part)
         unit = residency.units.get(key)
         if unit is None:
             unit = residency.add(key, self.blobs[WEIGHT], start * row_bytes, nbytes)
@@ -68,7 +81,7 @@ class StreamedStorage(Storage):
         self.chip.check_open()
         wanted, places = np.unique(ids, return_inverse=True)
         row = self.dtype.itemsize * math.prod(self.shape[1:])
-        self.chip.residency.saw((self, "rows"))
+        self.chip.residency.saw((self.owner, "rows"))
         table = empty((len(wanted), row), np.uint8)
         blob = self.blobs[WEIGHT]
 
@@ -80,7 +93,7 @@ class StreamedStorage(Storage):
             for first, last in runs(wanted):
                 blob.read(int(wanted[first]) * row, table[first:last].reshape(-1))
 
-        self.chip.residency.fetch(blob, read, table.nbytes, self.written)
+        self.chip.residency.fetch(blob, read, table.nbytes, self.owner.written)
         return gather_rows(table.view(self.dtype), places.reshape(ids.shape))
 
     def by_rows(self) -> "StreamedRows":
@@ -139,7 +152,7 @@ class StreamedStorage(Storage):
             self.chip.external.free(self.blobs.pop(kind))
         nbytes = self.size * self.state_dtype.itemsize
         for kind in names:
-            self.blobs[kind] = self.chip.external.allocate(kind, nbytes, self)
+            self.blobs[kind] = self.chip.external.allocate(kind, nbytes, self.owner)
 
     # The gradient.
 
@@ -163,11 +176,11 @@ class StreamedStorage(Storage):
 
     def _gradient(self) -> Blob:
         if GRADIENT not in self.blobs:
-            self.blobs[GRADIENT] = self.chip.external.allocate(GRADIENT, self.nbytes, self)
+            self._allocate(GRADIENT)
         return self._blob(GRADIENT)
 
     def _begin_grad(self) -> None:
-        self.updated = False
+        self.owner.updated = False
         self._gradient()
 
     def _put(self, start: int, block: np.ndarray) -> None:
@@ -179,7 +192,7 @@ class StreamedStorage(Storage):
 
     def _drain(self, start: int, block: np.ndarray, first: bool) -> None:
         """Hands a contribution to the writer; it stays on the chip until it has left."""
-        self.updated = False
+        self.owner.updated = False
         if not block.flags.c_contiguous or block.dtype != self.dtype:
             block = copy(block.astype(self.dtype, copy=False))
         block = self.chip.budget.outgoing(block)
@@ -270,14 +283,14 @@ class StreamedStorage(Storage):
         blobs = [self.blobs[kind] for kind in (WEIGHT, GRADIENT, *state)]
         start = time.perf_counter_ns()
         self.chip.begin_update()
-        if self.written is not None:
-            self.written.wait()  # of an update just before, with no gradient in between
+        if self.owner.written is not None:
+            self.owner.written.wait()  # of an update just before, with no gradient in between
         if blobs[0].array is not None:
             self._update_in_place(function, blobs, numbers)
             self._scale = 1.0
         else:  # which leaves the gradient in the file as it is
             self.chip.file_update(self, function, blobs, self._scale, numbers)
-        self.updated = True
+        self.owner.updated = True
         moved = moved_by_update(blobs)
         self.chip.count_update(moved)
         end = time.perf_counter_ns()
