@@ -494,3 +494,24 @@ def test_an_assignment_that_fails_halfway_is_seen_by_all_or_none(place, tmp_path
         if w.data.any():  # and a graph from before notices
             with pytest.raises(RuntimeError, match="was replaced"):
                 total.backward()
+
+
+@pytest.mark.parametrize("place", PLACES, ids=["no chip", "RAM", "file"])
+def test_after_an_interrupted_update_ops_see_the_numbers_that_are_there(place, tmp_path):
+    """Some may be of the step, some of the one before: whoever catches it may go on."""
+    calls = []
+
+    def interrupted(data, grad):
+        calls.append(data)
+        for each in data if isinstance(data, list) else [data]:
+            each += 1.0
+        if len(calls) > 1 or place != PLACES[-1]:  # a file is updated in pieces
+            raise KeyboardInterrupt
+
+    with on(place, tmp_path):
+        weight = nn.Parameter(np.ones(600_000, np.float32))
+        weight.grad = np.ones(600_000, np.float32)
+        assert weight.sum().item() == 600_000
+        with pytest.raises(KeyboardInterrupt):
+            weight.storage.update(interrupted, ())
+        assert weight.sum().item() == weight.data.sum() > 600_000

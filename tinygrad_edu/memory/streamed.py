@@ -285,11 +285,15 @@ class StreamedStorage(Storage):
         self.chip.begin_update()
         if self.owner.written is not None:
             self.owner.written.wait()  # of an update just before, with no gradient in between
-        if blobs[0].array is not None:
-            self._update_in_place(function, blobs, numbers)
-            self._scale = 1.0
-        else:  # which leaves the gradient in the file as it is
-            self.chip.file_update(self, function, blobs, self._scale, numbers)
+        try:
+            if blobs[0].array is not None:
+                self._update_in_place(function, blobs, numbers)
+                self._scale = 1.0
+            else:  # which leaves the gradient in the file as it is
+                self.chip.file_update(self, function, blobs, self._scale, numbers)
+        except BaseException:  # some numbers may have changed already
+            self.chip.changed(self)
+            raise
         self.owner.updated = True
         moved = moved_by_update(blobs)
         self.chip.count_update(moved)
