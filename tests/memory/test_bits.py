@@ -7,6 +7,8 @@ cut into pieces of 32 kB in both, so that most have several, and freed memory is
 import contextlib
 import functools
 import re
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from tinygrad_edu import functional as F
 from tinygrad_edu import nn
 from tinygrad_edu.kernels import blocks
 from tinygrad_edu.kernels.matmul import set_num_threads
-from tinygrad_edu.memory import Chip, ExternalMemory
+from tinygrad_edu.memory import Chip, ExternalMemory, external
 from tinygrad_edu.memory.budget import Budget
 from tinygrad_edu.storage import ArrayStorage
 
@@ -497,8 +499,19 @@ def test_an_assignment_that_fails_halfway_is_seen_by_all_or_none(place, tmp_path
 
 
 @pytest.mark.parametrize("place", PLACES, ids=["no chip", "RAM", "file"])
-def test_after_an_interrupted_update_ops_see_the_numbers_that_are_there(place, tmp_path):
+def test_after_an_interrupted_update_ops_see_the_numbers_that_are_there(
+    place, tmp_path, monkeypatch
+):
     """Some may be of the step, some of the one before: whoever catches it may go on."""
+
+    class SlowToWrite(external.Calls):
+        @staticmethod
+        def write(*arguments):
+            if threading.current_thread().name == "chip writer":
+                time.sleep(0.05)
+            return external.Calls.write(*arguments)
+
+    monkeypatch.setattr(external, "calls", SlowToWrite())
     calls = []
 
     def interrupted(data, grad):

@@ -225,9 +225,7 @@ class Chip:
         numbers: dict[str, Any],
     ) -> None:
         dtypes = [storage.dtype_of(blob.kind) for blob in blobs]
-        storage.owner.written = self.file_updates.run(
-            function, blobs, dtypes, scale, numbers
-        )
+        self.file_updates.run(function, blobs, dtypes, scale, numbers)
 
     def count_update(self, nbytes: int) -> None:
         self._updated += nbytes

@@ -36,9 +36,9 @@ class FileUpdate:
     def run(
         self, function: Callable[..., None], blobs: list[Blob], dtypes: list[np.dtype],
         scale: float, numbers: dict[str, Any],
-    ) -> Job | None:  # fmt: skip
-        """Updates everything but the gradient; the last write, which may still be on its way."""
-        last = None
+    ) -> None:  # fmt: skip
+        """Updates everything but the gradient; the last write may still be on its way then."""
+        owner = blobs[0].owner
         starts = range(0, blobs[0].nbytes // dtypes[0].itemsize, GRID // dtypes[0].itemsize)
         coming = [self._read(blobs, dtypes, starts, i) for i in range(len(starts))[: SETS - 1]]
         for i in range(len(starts)):
@@ -47,10 +47,9 @@ class FileUpdate:
             if scale != 1.0:
                 parts[1] *= parts[1].dtype.type(scale)
             function(*parts, **numbers)
-            last = self.leaving[turn] = self._write(blobs, parts, starts[i])
+            owner.written = self.leaving[turn] = self._write(blobs, parts, starts[i])
             if i + SETS - 1 < len(starts):
                 coming.append(self._read(blobs, dtypes, starts, i + SETS - 1))
-        return last
 
     def settle(self) -> None:
         """Waits for every write."""
