@@ -14,6 +14,7 @@ from tinygrad_edu.memory import parse_size, show_size
         ("1", 1), ("512", 512), ("7B", 7), ("1kB", 1000), ("1KB", 1000), ("1KiB", 1024),
         ("200MB", 200 * 10**6), ("200MiB", 200 << 20), ("1.5GB", 1_500_000_000),
         (" 2 GiB ", 2 << 30), (".5mb", 500_000), ("3.TB", 3 * 10**12), ("1PiB", 1 << 50),
+        ("1e9", 10**9), ("1.5E+3 kB", 1_500_000),
         (4096, 4096), (1e6, 10**6), (np.int64(12), 12), (np.float32(64), 64), (12.9, 12),
     ],
 )  # fmt: skip
@@ -25,7 +26,8 @@ def test_what_is_a_size(text, nbytes):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "MB", "-1", "-1MB", "1 MBit", "1e6", "0x10", "12,5MB", "1.2.3", "lots", "1EB", "nan",
+        "", "MB", "-1", "-1MB", "1 MBit", "1e-6", "1e400", "5e", "0x10", "12,5MB",
+        "1.2.3", "lots", "1EB", "nan",
         "0", "0MB", "0.1", 0, -5, 0.5, float("nan"), float("inf"), 2**63, True, None, [1], 1j,
     ],
 )  # fmt: skip

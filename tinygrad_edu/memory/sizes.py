@@ -3,15 +3,16 @@
 import numbers
 import re
 
+NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 UNITS = {"": 1, "b": 1}
 UNITS |= {f"{prefix}b": 1000 ** (i + 1) for i, prefix in enumerate("kmgtp")}
 UNITS |= {f"{prefix}ib": 1024 ** (i + 1) for i, prefix in enumerate("kmgtp")}
 
 
 def parse_size(size: int | float | str, what: str = "size") -> int:
-    """Bytes, from a number of bytes or text such as "256MB", "1.5 GiB"; ValueError otherwise."""
+    """Bytes, from a number of bytes or text such as "256MB", "1.5 GiB", "1e9"; else ValueError."""
     if isinstance(size, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", size)
+        match = re.fullmatch(rf"\s*({NUMBER})\s*([a-zA-Z]*)\s*", size)
         unit = UNITS.get(match[2].lower()) if match else None
         if unit is None:
             raise ValueError(f'{what} {size!r} is not a size: write bytes, "256MB" or "256MiB"')
