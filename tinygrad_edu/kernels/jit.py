@@ -111,10 +111,7 @@ class Kernel:
         self.compiled = {}
 
     def __getitem__(self, dtype):
-        try:
-            return self.compiled[dtype]
-        except KeyError:
-            return self._compile(dtype)
+        return self.compiled.get(dtype) or self._compile(dtype)
 
     def _compile(self, dtype):
         import numba
