@@ -445,7 +445,7 @@ def test_cache_is_reused(tmp_path):
 AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt"
 
 
-@pytest.mark.skipif("NUMBA_CPU_NAME" in os.environ, reason="already restricted")
+@pytest.mark.cpus
 def test_narrower_vectors(tmp_path):
     """The same tests with the CPU's features restricted: another tile, another vector width."""
     if platform.machine().lower() not in ("x86_64", "amd64"):

@@ -585,7 +585,8 @@ def test_a_console_that_cannot_show_a_text_ends_no_run(tmp_path, encoding):
 
 
 def test_memory_that_is_not_there_is_one_line(text, tmp_path):
-    done = command("gpt.train", *TINY, "--data", text, "--out", tmp_path / "r", "--n-embd=20000000")
+    huge = "--n-embd=2000000000"
+    done = command("gpt.train", *TINY, "--data", text, "--out", tmp_path / "r", huge)
     assert done.returncode == 2 and "not enough memory" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
