@@ -38,13 +38,14 @@ class StreamedStorage(Storage):
         self.blobs: dict[str, Blob] = {}
         self.keys: list[tuple] = []  # of the units that ops have borrowed so far
         self._scale = 1.0  # what the gradient is still to be multiplied with
-        self._allocate(WEIGHT)
+        self._allocate(WEIGHT, self.dtype)
 
     def __del__(self) -> None:
         self.chip.dropped(self.keys, list(self.blobs.values()))
 
-    def _allocate(self, kind: str) -> None:
-        self.blobs[kind] = self.chip.external.allocate(kind, self.nbytes, self.owner)
+    def _allocate(self, kind: str, dtype: np.dtype) -> None:
+        nbytes = self.size * dtype.itemsize
+        self.blobs[kind] = self.chip.external.allocate(kind, nbytes, self.owner)
 
     @property
     def name(self) -> str | None:
@@ -150,9 +151,8 @@ class StreamedStorage(Storage):
         self._gradient()  # so that a file has room for it from the start
         for kind in self.state_names():
             self.chip.external.free(self.blobs.pop(kind))
-        nbytes = self.size * self.state_dtype.itemsize
         for kind in names:
-            self.blobs[kind] = self.chip.external.allocate(kind, nbytes, self.owner)
+            self._allocate(kind, self.state_dtype)
 
     # The gradient.
 
@@ -176,7 +176,7 @@ class StreamedStorage(Storage):
 
     def _gradient(self) -> Blob:
         if GRADIENT not in self.blobs:
-            self._allocate(GRADIENT)
+            self._allocate(GRADIENT, self.dtype)
         return self._blob(GRADIENT)
 
     def _begin_grad(self) -> None:
