@@ -130,6 +130,8 @@ def test_bias_and_accumulate(m, n, k, layout, layout_out, dtype, accumulate, bia
             (1031, 3, 300),
             (500, 40, 1153),
             (40, 70, 1537),  # one more than two panels
+            (130, 150, 140),  # too small to pack A, large enough for two threads
+            (12, 384, 700),
         ]
     ),
     layouts,
@@ -244,6 +246,10 @@ def test_same_bits_with_any_number_of_threads(dtype, monkeypatch):
         ((90, 4000), (4000, 65)),
         ((500, 600), (600, 90)),
         ((70, 900), (900, 800)),
+        ((130, 140), (140, 150)),
+        ((12, 700), (700, 384)),
+        ((301, 64), (64, 200)),
+        ((9, 100, 110), (9, 110, 120)),
         ((1, 7), (7, 40000)),
         ((1, 2000), (2000, 333)),
         ((1, 9000), (9000, 70)),

@@ -50,6 +50,38 @@ def test_numba_leaves_other_dtypes_to_numpy():
     np.testing.assert_array_equal((tg.Tensor(a) @ tg.Tensor(a.T)).data, a @ a.T)
 
 
+class Subclass(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize(
+    "left, right, result",
+    [
+        ("f", "d", "d"),
+        ("d", "f", "d"),
+        (">f4", ">f4", "f"),
+        (">f4", "f", "f"),
+        ("i", "f", "d"),
+        ("f", "f", ">f4"),
+        ("f", "f", "d"),
+    ],
+)
+@pytest.mark.parametrize("sub", ["a", "b", "out", ""])
+def test_short_products_of_unlike_arrays(left, right, result, sub):
+    """The short way reads array objects as they lie in memory, so it must know what they are."""
+    arrays = {
+        "a": np.arange(12).reshape(3, 4).astype(left),
+        "b": np.arange(8).reshape(4, 2).astype(right),
+        "out": np.empty((3, 2), result),
+    }
+    expected = arrays["a"].astype("d") @ arrays["b"].astype("d")
+    if sub:
+        arrays[sub] = arrays[sub].view(Subclass)
+    np.testing.assert_array_equal(
+        tg.kernels.matmul(arrays["a"], arrays["b"], arrays["out"]), expected
+    )
+
+
 def test_an_unknown_backend_is_named():
     with pytest.raises(ValueError, match="'blis': choose one of 'numpy', 'numba'"):
         tg.set_matmul_backend("blis")

@@ -13,7 +13,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 HEADER = object.__basicsize__
-DATA, AXES, SHAPE, STRIDES, FLAGS = (HEADER + offset for offset in (0, 8, 16, 24, 48))
+TYPE = HEADER - 8  # the last word of the header: the address of the class
+DATA, AXES, SHAPE, STRIDES, DTYPE, FLAGS = (HEADER + offset for offset in (0, 8, 16, 24, 40, 48))
 WRITEABLE = 0x400
 
 
@@ -41,9 +42,21 @@ def data(typingctx, array, like):
 
 
 @njit(error_model="numpy")
+def axes(array):
+    """The number of axes."""
+    return word(array + AXES) & 0xFFFFFFFF
+
+
+@njit(error_model="numpy")
+def alike(array, other):
+    """Whether another object, of whatever class, is an array of the same class and dtype."""
+    return word(array + TYPE) == word(other + TYPE) and word(array + DTYPE) == word(other + DTYPE)
+
+
+@njit(error_model="numpy")
 def _four(array, field, alone):
     at = word(array + field)
-    if word(array + AXES) & 0xFFFFFFFF == 2:
+    if axes(array) == 2:
         return alone, alone, word(at), word(at + 8)
     return word(at), word(at + 8), word(at + 16), word(at + 24)
 

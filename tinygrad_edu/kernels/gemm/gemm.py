@@ -1,6 +1,6 @@
 """Matrix multiplication: which way to compute a product, and the workspace it needs.
 
-    small                          direct: on the calling thread, hardly anything packed
+    small                          direct: hardly anything packed; the smallest on one thread
     few rows (or few columns)      thin: B is streamed once
     everything else                blocked: packed panels, each thread on pieces of C
     a batch                        each product as above, the products shared out among the threads
@@ -20,12 +20,13 @@ import threading
 import numpy as np
 
 from .. import elementwise, switch
-from ..allocator import aligned_block, empty, is_counted
+from ..allocator import RECYCLER, aligned_block, empty, is_counted
 from ..launch import most_threads, threads
 from .checks import check_arrays, check_bias, check_extra, check_out
 
-SMALL = 1 << 19  # multiply-adds up to which waking a second thread costs more than it helps
-DIRECT_DEPTH = 2048  # ... and longest sum, which bounds the room for a sliver
+SMALL = 1 << 20  # multiply-adds up to which waking a second thread costs more than it helps
+MEDIUM = 1 << 22  # ... up to which packing A does: it is in L2, or nearly, as it is
+DIRECT_DEPTH = 2048  # ... with sums of at most so many terms, which bounds the room for a sliver
 THIN_ALONE = 1 << 17  # elements of B up to which one thread does it, and Python's way there counts
 BATCH = 8  # products from which each is left to one thread
 FEW = 8  # rows up to which a product is limited by reading B
@@ -34,6 +35,7 @@ MC = 72  # float32 rows of A packed at a time, in L2; more write C to more pages
 B_BYTES = KC * KC * 4  # packed B, in L3: the more columns, the less often A is packed
 COUNTER = 8  # int64s from one thread's counter to the next one's: a cache line each
 BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
+DONE, SHARED = 1, 2  # by `short`: it has computed a product, or leaves it to all threads
 BIAS, GELU, KEEP, RESIDUAL = 1, 2, 4, 8  # what `finish` is to do, added up
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -167,34 +169,39 @@ def _after(out, gelu, keep, residual):
 
 
 def quick(a, b, out=None):
-    """a @ b of two matrices if that takes less time than choosing how, else None."""
+    """a @ b of two matrices if that takes less time than choosing how, else None.
+
+    Compiled code looks at types, dtypes, shapes and strides; here is only what it cannot know.
+    """
     dtype = a.dtype
-    (m, _), (k, n) = a.shape, b.shape
-    alone = n * k <= THIN_ALONE
-    if m > FEW and (n <= FEW or m * n * k > SMALL):
+    if out is None:
+        (m, _), (k, n) = a.shape, b.shape
+        if m > FEW and (n <= FEW or m * n * k > MEDIUM):
+            return None
+    if switch.off or is_counted() or type(a) is not np.ndarray:
         return None
-    if dtype is not b.dtype or (dtype is not FLOAT32 and dtype is not FLOAT64):
-        return None
-    if switch.off or is_counted() or type(a) is not np.ndarray or type(b) is not np.ndarray:
+    kernels = _local.__dict__.get(id(dtype)) or _quick_kernels(dtype)
+    if kernels is None:
         return None
     if out is None:
-        out = empty((m, n), dtype)
-    elif out.dtype is not dtype or type(out) is not np.ndarray or out.ndim != 2:
-        return None
-    here, on_threads, space = _local.__dict__.get(dtype.char) or _quick_entry(dtype)
-    workers = 1 if alone else threads()
-    if workers == 1:
-        return out if here(id(a), id(b), id(out), space) else None
-    return out if on_threads[dtype.char](id(a), id(b), id(out), space, workers) else None
+        out = RECYCLER.empty((m, n), dtype)
+    here, on_threads, space = kernels
+    workers = threads()
+    found = here(id(a), id(b), id(out), space, workers)
+    if found == SHARED:
+        on_threads[dtype.char](id(a), id(b), id(out), space, workers)
+    return out if found else None
 
 
-def _quick_entry(dtype):
+def _quick_kernels(dtype):
     """What `quick` needs; the workspace is this thread's, as the kernels let other threads run."""
+    if dtype is not FLOAT32 and dtype is not FLOAT64:
+        return None
     from . import short
 
     space = _aligned(64 * DIRECT_DEPTH * most_threads(), dtype)
-    _local.__dict__[dtype.char] = short.here[dtype.char], short.on_threads, space
-    return _local.__dict__[dtype.char]
+    _local.__dict__[id(dtype)] = short.here[dtype.char], short.on_threads, space
+    return _local.__dict__[id(dtype)]
 
 
 def _vectors(a, b, out, bias, accumulate):
@@ -311,9 +318,10 @@ def _product(a, b, out, bias, add, extra=None, todo=0):
         np.add(out, result, out=out) if add else np.copyto(out, result)
         return
     work = m * n * k
-    way = THIN if thin else DIRECT if work <= SMALL and k <= DIRECT_DEPTH else BLOCKED
-    # A thin product on one thread needs no pieces; where its columns are cut changes no bit.
-    if way == DIRECT or (way == THIN and (n * k <= THIN_ALONE or threads() == 1)):
+    way = THIN if thin else DIRECT if work <= MEDIUM and k <= DIRECT_DEPTH else BLOCKED
+    # Where the rows and columns of these are cut changes no bit; one thread needs no pieces.
+    alone = n * k <= THIN_ALONE if thin else work <= SMALL
+    if way != BLOCKED and (alone or threads() == 1):
         space = _space("b", _unpacked_room(m, n, k, way), dtype)
         bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
         extra = out if extra is None else extra
@@ -329,12 +337,14 @@ def _launch(a, b, out, bias, add, way, extra=None, todo=0):
     """All threads; arrays are matrices, or batches (b0, b1, rows, columns)."""
     (m, k), n = a.shape[-2:], b.shape[-1]
     dtype, workers = a.dtype, threads()
-    if way == BLOCKED:
-        alone = out.size == m * n
-        plan, a_count, b_count = _plan(m, n, k, dtype.itemsize, workers if alone else 0)
-    else:
-        plan = _thin_plan(m, n, k) if way == THIN else np.array([m, n, k], INT)
+    cut = workers if out.size == m * n else 0
+    if way == THIN:
+        plan = _thin_plan(m, n, k)
         a_count, b_count = 0, _unpacked_room(m, int(plan[1]), k, way)
+    else:
+        plan, a_count, b_count = _plan(m, n, k, dtype.itemsize, cut)
+        if way == DIRECT:
+            a_count, b_count = 0, _unpacked_room(m, n, k, way)
     taken = _space("taken", COUNTER * workers, INT)
     room = _space("room", (a_count + b_count) * workers, dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
@@ -365,14 +375,15 @@ def _batch(a, b, out, bias, add):
             return
     a, b = (np.broadcast_to(x, lead + x.shape[-2:]) for x in (a, b))
     bias = None if bias is None else np.broadcast_to(bias, out.shape)
-    small, count = m * n * k <= SMALL and k <= DIRECT_DEPTH, math.prod(lead)
-    if _contiguous(out, -1) and (small or count >= BATCH):
+    work, count = m * n * k, math.prod(lead)
+    if _contiguous(out, -1) and ((work <= SMALL and k <= DIRECT_DEPTH) or count >= BATCH):
+        way = DIRECT if work <= MEDIUM and k <= DIRECT_DEPTH else BLOCKED
         for shape in ((1, count), lead):
             views = [_view(x, shape) for x in (a, b, out, bias)] if len(shape) == 2 else [None]
             if all(view is not None for view in views[:3]) and (
                 bias is None or views[3] is not None
             ):
-                _launch(*views, add, DIRECT if small else BLOCKED)
+                _launch(*views, add, way)
                 return
     one = _batch if len(lead) > 1 else _product
     for i in range(lead[0]):

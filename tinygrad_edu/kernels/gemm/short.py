@@ -8,16 +8,33 @@ and compiled code does the checking.
 from numba import njit, prange, types
 
 from ..jit import Kernel
-from ..objects import DATA, FLAGS, SHAPE, STRIDES, WRITEABLE, data, shape_of, strides_of, word
+from ..objects import (
+    DATA,
+    FLAGS,
+    SHAPE,
+    STRIDES,
+    WRITEABLE,
+    alike,
+    axes,
+    data,
+    shape_of,
+    strides_of,
+    word,
+)  # fmt: skip
 from .entries import room_of, unpacked
-from .gemm import DIRECT, DIRECT_DEPTH, FEW, SMALL, THIN
+from .gemm import DIRECT, DIRECT_DEPTH, DONE, FEW, MEDIUM, SHARED, SMALL, THIN, THIN_ALONE
 from .microkernel import itemsize, pointer, step
 from .unpacked import half_row, halves, join, paired, tiles
 
 
 @njit(error_model="numpy")
 def fits(a, b, c, size):
-    """Whether C can take A @ B: shapes fit, C is contiguous, writeable, and overlaps neither."""
+    """Whether C can take A @ B: matrices of one kind and dtype and of shapes that fit, and C is
+    contiguous, writeable, and overlaps neither.
+    """
+    for x in (a, b, c):
+        if not alike(a, x) or axes(x) != 2:
+            return False
     a_shape, b_shape = word(a + SHAPE), word(b + SHAPE)
     c_shape = word(c + SHAPE)
     m, k, n = word(a_shape), word(a_shape + 8), word(b_shape + 8)
@@ -52,40 +69,38 @@ def columns(a, b, c, like, first, last, way, room):
     )  # fmt: skip
 
 
-@njit(error_model="numpy")
-def way(a, b, c, size):
-    """THIN or DIRECT, or -1 if this is not the way to compute C = A @ B."""
-    if not fits(a, b, c, size):
-        return -1
-    a_shape, b_strides = word(a + SHAPE), word(b + STRIDES)
-    m, k, n = word(a_shape), word(a_shape + 8), word(word(b + SHAPE) + 8)
-    if n <= FEW < m or k > 4 * DIRECT_DEPTH or (m == 1 and n > 64 * DIRECT_DEPTH):
-        return -1
-    if m <= FEW and (word(b_strides) == size or word(b_strides + 8) == size):
-        return THIN
-    return DIRECT if k <= DIRECT_DEPTH and m * n * k <= SMALL else -1
+def short(a, b, c, space, threads):
+    """C = A @ B of two matrices on the calling thread; a, b, c: addresses of array objects.
 
-
-def short(a, b, c, space):
-    """C (m, n) = A (m, k) @ B (k, n); False, and nothing done, if this is not the way.
-
-    a, b, c: addresses of 2-D arrays of one dtype; space: room for 64 * DIRECT_DEPTH elements.
+    Returns DONE; SHARED if `short_on_threads` should do it; 0 if this is not the way at all, as C
+    may not take A @ B, or is too large. space: room for 64 * DIRECT_DEPTH elements, of the dtype
+    of A.
     """
-    chosen, like = way(a, b, c, space.itemsize), pointer(space)
-    if chosen >= 0:
-        columns(a, b, c, like, 0, word(word(b + SHAPE) + 8), chosen, like)
-    return chosen >= 0
+    size, like = space.itemsize, pointer(space)
+    if not fits(a, b, c, size):
+        return 0
+    (_, _, m, k), n = shape_of(a), shape_of(b)[3]
+    if n <= FEW < m or k > 4 * DIRECT_DEPTH or (m == 1 and n > 64 * DIRECT_DEPTH):
+        return 0
+    if m <= FEW and (strides_of(b)[2] == size or strides_of(b)[3] == size):
+        if threads > 1 and n * k > THIN_ALONE:
+            return SHARED
+        columns(a, b, c, like, 0, n, THIN, like)
+        return DONE
+    work = m * n * k
+    if k > DIRECT_DEPTH or work > MEDIUM or (threads > 1 and work > SMALL):
+        return 0
+    columns(a, b, c, like, 0, n, DIRECT, like)
+    return DONE
 
 
 def short_on_threads(a, b, c, space, threads):
-    """The same for few rows; space: room as in `short` for each thread.
+    """The same for what is SHARED: few rows. space: room as in `short` for each thread.
 
     Each takes a range of columns; for a single row two share one, each half of the sum, with the
     same cut as on one thread.
     """
     size, like = space.itemsize, pointer(space)
-    if way(a, b, c, size) != THIN:
-        return False
     (_, _, m, k), n = shape_of(a), shape_of(b)[3]
     (_, _, a_row, a_col), (_, _, b_row, b_col) = strides_of(a), strides_of(b)
     left, right, result = data(a, like), data(b, like), data(c, like)
@@ -108,17 +123,16 @@ def short_on_threads(a, b, c, space, threads):
     if parts == 2:
         join(result, like, end)
         tiles(left, a_row, a_col, right, b_row, result, n * size, 1, end, n, k, False, like)
-    return True
 
 
-def _signature(*more):
+def _signature(result):
     def signature(dtype):
-        return types.boolean(types.int64, types.int64, types.int64, room_of(dtype), *more)
+        return result(*[types.int64] * 3, room_of(dtype), types.int64)
 
     return signature
 
 
-here = Kernel(short, _signature(), error_model="numpy", nogil=True)
+here = Kernel(short, _signature(types.int64), error_model="numpy", nogil=True)
 on_threads = Kernel(
-    short_on_threads, _signature(types.int64), error_model="numpy", nogil=True, parallel=True
+    short_on_threads, _signature(types.void), error_model="numpy", nogil=True, parallel=True
 )
