@@ -105,6 +105,16 @@ def test_the_reader_of_imports_sees_them(tmp_path):
     assert row("numpy") is None
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if "kernels" in p.parts], ids=module_of)
+def test_compiled_functions_are_not_defined_in_functions(path):
+    """Two of one name may be taken for each other when they are read from disk: see jit.py."""
+    tree = ast.parse(path.read_text())
+    for outer in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        for inner in (node for node in ast.walk(outer) if isinstance(node, ast.FunctionDef)):
+            named = {ast.unparse(decorator).split("(")[0] for decorator in inner.decorator_list}
+            assert inner is outer or not named & {"njit", "task"}, f"{outer.name}: {inner.name}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_no_pickle_and_no_file_over_700_lines(path):
     banned = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}

@@ -30,7 +30,7 @@ from . import launch
 from .allocator import empty, zeros
 from .elementwise import threshold_and_scale
 from .gemm.microkernel import CPU, itemsize, step
-from .gemm.packing import B, pack_a, pack_b, width
+from .gemm.packing import A, B, pack, width
 from .launch import carray, operand, summing_task
 from .philox import U32, U64, philox
 from .scores import (
@@ -93,7 +93,7 @@ def drop(factors, key, threshold, scale, piece, block, j):
 @njit(error_model="numpy")
 def pack_scaled_queries(q, q_row, count, d, scale, target):
     """Slivers of scale * Q^T (d, count)."""
-    pack_b(q, q_row, itemsize(q), count, d, target)
+    pack(B, q, q_row, itemsize(q), count, d, target)
     wide = width(B, q)
     values = carray(target, -(-count // wide) * wide * d)  # whole slivers
     for i in range(len(values)):
@@ -147,8 +147,8 @@ def attention_task(arrays, sizes, numbers, piece, slot):
     top, total, factors = stats[0], stats[1], stats[2]
     kind = p.dtype.type
     scale, dropped = kind(numbers[0]), kind(numbers[1])
-    pack_a(k, k_row, size, s, d, at_k)
-    pack_b(v, size, v_row, e, s, at_v)
+    pack(A, k, k_row, size, s, d, at_k)
+    pack(B, v, size, v_row, e, s, at_v)
     for i0 in range(0, t, QUERIES):
         queries = min(QUERIES, t - i0)
         future = i0 + s - t if causal else s
@@ -225,9 +225,9 @@ def attention_backward_task(arrays, sizes, numbers, piece, slot):
     shift, delta, factors = stats[0], stats[1], stats[2]
     kind = p.dtype.type
     scale, dropped = kind(numbers[0]), kind(numbers[1])
-    pack_a(k, k_row, size, s, d, at_k)
-    pack_a(v, v_row, size, s, e, at_v)
-    pack_b(k, size, k_row, d, s, at_k_slivers)
+    pack(A, k, k_row, size, s, d, at_k)
+    pack(A, v, v_row, size, s, e, at_v)
+    pack(B, k, size, k_row, d, s, at_k_slivers)
     for j in range(s):
         carray(step(dk, j * dk_row), d)[:] = kind(0)
         carray(step(dv, j * dv_row), e)[:] = kind(0)
@@ -253,9 +253,9 @@ def attention_backward_task(arrays, sizes, numbers, piece, slot):
         clear_rest(p, keys, queries)
         clear_rest(ds, keys, queries)
         pack_scaled_queries(block_q, q_row, queries, d, scale, at_qt)
-        pack_b(block_g, grad_row, size, queries, e, at_gt)
-        pack_b(block_q, size, q_row, d, queries, at_q)
-        pack_b(block_g, size, grad_row, e, queries, at_g)
+        pack(B, block_g, grad_row, size, queries, e, at_gt)
+        pack(B, block_q, size, q_row, d, queries, at_q)
+        pack(B, block_g, size, grad_row, e, queries, at_g)
         multiply_scores(at_k, keys, d, at_qt, queries, future, at_p, QUERIES * size)
         multiply_scores(at_v, keys, e, at_gt, queries, future, at_ds, QUERIES * size)
         block_mask = step(mask, i0 * mask_row)

@@ -6,6 +6,12 @@ a hash of every kernel source: edit any of them and an empty folder is used. Num
 own key inside it adds the signature, the CPU's name and features. A folder that cannot be written
 is passed over; when none can, kernels are compiled in every process.
 
+The pieces of a kernel are linked by name when it is read back: the function's, the types of its
+arguments, and a number that counts what its process had compiled before. Two functions made by one
+`def` inside another function, compiled in two processes, may agree in all three, and what was
+loaded first then stands for both. So compiled functions are never defined in functions; a constant
+argument, which counts as a type, makes variants.
+
 Explicit signatures make Numba compile at decoration, that is at import. `Kernel` waits for the
 first call instead.
 """

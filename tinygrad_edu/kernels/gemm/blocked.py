@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 from ..elementwise import logistic_of_gelu
 from .gemm import BIAS, GELU, KEEP, RESIDUAL
 from .microkernel import CPU, itemsize, load, step, tile
-from .packing import B, pack_a, pack_b, width
+from .packing import A, B, pack, width
 
 MR, NV = CPU.mr, CPU.nv
 
@@ -91,10 +91,10 @@ def blocked(
         columns = min(nc, n - j0)
         for k0 in range(0, k, kc):
             depth = min(kc, k - k0)
-            pack_b(step(b, k0 * b_row + j0 * b_col), b_col, b_row, columns, depth, pb)
+            pack(B, step(b, k0 * b_row + j0 * b_col), b_col, b_row, columns, depth, pb)
             for i0 in range(0, m, mc):
                 rows = min(mc, m - i0)
-                pack_a(step(a, i0 * a_row + k0 * a_col), a_row, a_col, rows, depth, pa)
+                pack(A, step(a, i0 * a_row + k0 * a_col), a_row, a_col, rows, depth, pa)
                 for j in range(0, columns, wide):
                     sliver, cols = step(pb, j * depth * size), min(wide, columns - j)
                     target = step(c, i0 * c_row + (j0 + j) * size)

@@ -118,39 +118,30 @@ def copy_step(typingctx, side, source, target, rows):
     return types.void(side, source, target, types.intp), codegen
 
 
-def _packer(side):
-    @njit(error_model="numpy")
-    def pack(source, row, column, rows, k, target):
-        """Slivers of rows 0..rows of a (rows, k) matrix with strides row and column (bytes)."""
-        size, block, wide = itemsize(source), lanes(source), width(side, source)
-        if row == size and (column != size or k < block):
-            for k0 in range(0, k, 16):  # few rows of memory at a time, all slivers of each
-                k1 = min(k, k0 + 16)
-                for r in range(0, rows, wide):
-                    for kk in range(k0, k1):
-                        out = step(target, (r * k + kk * wide) * size)
-                        copy_step(
-                            side, step(source, r * size + kk * column), out, min(wide, rows - r)
-                        )
-            return
-        for r in range(0, rows, wide):
-            base, out, count = (
-                step(source, r * row),
-                step(target, r * k * size),
-                min(wide, rows - r),
-            )
-            done = 0
-            while column == size and k >= block and done < k:
-                kk = min(done, k - block)  # the last block overlaps the one before
-                there = step(out, kk * wide * size)
-                transpose_block(side, step(base, kk * size), row, there, count)
-                done = kk + block
-            for kk in range(done, k):
-                for i in range(wide):
-                    value = load(step(base, min(i, count - 1) * row + kk * column))
-                    store(step(out, (kk * wide + i) * size), value)
+@njit(error_model="numpy")
+def pack(side, source, row, column, rows, k, target):
+    """Slivers of rows 0..rows of a (rows, k) matrix with strides row and column, in bytes.
 
-    return pack
-
-
-pack_a, pack_b = _packer(A), _packer(B)
+    side: A or B, a constant.
+    """
+    size, block, wide = itemsize(source), lanes(source), width(side, source)
+    if row == size and (column != size or k < block):
+        for k0 in range(0, k, 16):  # few rows of memory at a time, all slivers of each
+            k1 = min(k, k0 + 16)
+            for r in range(0, rows, wide):
+                for kk in range(k0, k1):
+                    out = step(target, (r * k + kk * wide) * size)
+                    copy_step(side, step(source, r * size + kk * column), out, min(wide, rows - r))
+        return
+    for r in range(0, rows, wide):
+        base, out, count = step(source, r * row), step(target, r * k * size), min(wide, rows - r)
+        done = 0
+        while column == size and k >= block and done < k:
+            kk = min(done, k - block)  # the last block overlaps the one before
+            there = step(out, kk * wide * size)
+            transpose_block(side, step(base, kk * size), row, there, count)
+            done = kk + block
+        for kk in range(done, k):
+            for i in range(wide):
+                value = load(step(base, min(i, count - 1) * row + kk * column))
+                store(step(out, (kk * wide + i) * size), value)

@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .microkernel import CPU, I32, I64, Emit, itemsize, lanes, load, raw, step, store, tile, zero
-from .packing import B, pack_b, width
+from .packing import B, pack, width
 
 NV = CPU.nv
 ROWS = min(
@@ -161,7 +161,7 @@ def direct(a, a_row, a_col, b, b_row, b_col, c, c_row, m, n, k, add, space):
         columns = min(wide, n - j)
         sliver, sliver_k = step(b, j * b_col), b_row
         if b_col != size or columns < wide:
-            pack_b(sliver, b_col, b_row, columns, k, space)
+            pack(B, sliver, b_col, b_row, columns, k, space)
             sliver, sliver_k = space, wide * size
         for i in range(0, m, ROWS):
             target = step(c, i * c_row + j * size)
@@ -256,7 +256,7 @@ def tiles(a, a_row, a_col, b, b_row, c, c_row, m, first, n, k, add, space):
         while j < n:
             columns, sliver, sliver_k = min(wide, n - j), step(b_at, j * size), b_row
             if columns < wide:
-                pack_b(sliver, size, b_row, columns, depth, space)
+                pack(B, sliver, size, b_row, columns, depth, space)
                 sliver, sliver_k = space, wide * size
             for i in range(0, m, 4):
                 a_i, c_i, rows = step(a_at, i * a_row), step(c, i * c_row + j * size), min(4, m - i)
