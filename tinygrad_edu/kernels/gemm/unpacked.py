@@ -28,6 +28,7 @@ ROWS = min(
 DEPTH = 32  # rows of B that `thin` streams at a time
 STREAMS = 6  # for one row of A: longer rows of B, fewer at a time
 DOTS = 6  # rows of B.T that `dots` streams for one row of A
+NEAR = 24576  # bytes of them up to which the next ones are asked for, half of the nearest cache
 
 
 @intrinsic(prefer_literal=True)
@@ -57,6 +58,8 @@ def _emit_dots(e, mr, nr, a, a_row, b, b_column, k, c, c_row, c_column, rows, co
         return [e.at(base, builder.mul(i, stride)) for i in index]
 
     a_starts, b_starts = starts(a, mr, rows, a_row), starts(b, nr, columns, b_column)
+    group = builder.mul(I64(nr), b_column)
+    ahead = builder.select(builder.icmp_signed("<=", group, I64(NEAR)), group, I64(0))
     zeros = ir.Constant(e.vector, None)
     whole = builder.and_(k, I64(-e.lanes))
     before = builder.block
@@ -77,6 +80,9 @@ def _emit_dots(e, mr, nr, a, a_row, b, b_column, k, c, c_row, c_column, rows, co
         return [e.multiply_add(x, y, s) for (x, y), s in zip(pairs, sums, strict=True)]
 
     builder.position_at_end(loop)
+    later = builder.add(builder.mul(at, I64(e.size)), ahead)
+    for start in b_starts:  # of the rows that follow: these are too short to show a pattern
+        e.prefetch(e.at(start, later), write=False)
     total = products(e.load)
     at.add_incoming(I64(0), before)
     at.add_incoming(builder.add(at, I64(e.lanes)), loop)
