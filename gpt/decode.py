@@ -10,19 +10,25 @@ from tinygrad_edu import functional as F
 
 
 class KeyValueCache:
-    """The keys and values (B, H, T, C / H) of the tokens seen so far, per attention layer."""
+    """The keys and values (B, H, T, C / H) of the tokens seen so far, per attention layer.
+
+    They lie in rooms that double when they are full: a new token costs no copy of all before it.
+    """
 
     def __init__(self) -> None:
         self.length = 0
-        self.kept: dict[int, tuple[tg.Tensor, tg.Tensor]] = {}
+        self.rooms: dict[int, list[tg.Tensor]] = {}
 
     def attend(self, layer: tg.nn.Module, qkv: tg.Tensor, n_head: int) -> tg.Tensor:
         """Attention of new tokens among all so far: qkv (B, T, 3 * C) -> (B, T, C)."""
-        q, k, v = F.split_heads(qkv, n_head, 3)
-        if id(layer) in self.kept:
-            old_k, old_v = self.kept[id(layer)]
-            k, v = tg.concatenate([old_k, k], axis=2), tg.concatenate([old_v, v], axis=2)
-        self.kept[id(layer)] = k, v
+        q, *new = F.split_heads(qkv, n_head, 3)
+        start, end = self.length, self.length + q.shape[2]
+        rooms = self.rooms.setdefault(id(layer), new)
+        while rooms[0].shape[2] < end:
+            rooms[:] = [tg.concatenate([room, room], axis=2) for room in rooms]
+        for room, x in zip(rooms, new if start else (), strict=False):
+            room.data[:, :, start:end] = x.data
+        k, v = (room[:, :, :end] for room in rooms)
         return F.merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
