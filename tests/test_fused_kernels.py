@@ -146,6 +146,23 @@ def test_attention(t, more, d, e, dtype, causal, masked):
             close(got[0, h], expected, dtype)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_single_query_sees_what_the_last_of_many_sees(dtype, masked):
+    q, k_room, v_room = (values(dtype, 2, 3, 600, d, seed=d) for d in (33, 33, 40))
+    k, v = k_room[:, :, :300], v_room[:, :, :300]  # as generating keeps them
+    mask = values(dtype, 2, 1, 300, 300, seed=3) if masked else None
+    last = None
+    if masked:
+        mask[0, 0, -1] = -np.inf  # sees nothing
+        mask[1, 0, -1, 7:] = -np.inf
+        last = mask[:, :, -1:]
+    many, many_lse = attention.attention(q[:, :, :300], k, v, attention.Options(0.4, True, mask))
+    one, one_lse = attention.attention(q[:, :, 299:300], k, v, attention.Options(0.4, True, last))
+    close(one[:, :, 0], many[:, :, -1], dtype)
+    close(np.exp(one_lse[:, :, 0]), np.exp(many_lse[:, :, -1]), dtype)
+
+
 @pytest.mark.parametrize("dropout_p, masked", [(0.0, False), (0.4, True)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_leaves_no_number_to_chance(causal, dropout_p, masked, monkeypatch):

@@ -31,8 +31,9 @@ from .allocator import empty, zeros
 from .elementwise import threshold_and_scale
 from .gemm.microkernel import CPU, itemsize, step
 from .gemm.packing import A, B, pack, width
+from .gemm.unpacked import DEPTH, dots, thin
 from .launch import carray, operand, summing_task
-from .philox import U32, U64, philox
+from .philox import U32, U64
 from .scores import (
     CHUNK,
     LARGEST,
@@ -40,7 +41,10 @@ from .scores import (
     NV,
     QUERIES,
     SUM,
+    clear_rest,
+    drop,
     fold,
+    mask_scores,
     multiply_keys,
     multiply_queries,
     multiply_scores,
@@ -48,8 +52,6 @@ from .scores import (
     seen,
 )
 from .vector_math import exp
-
-WORDS = QUERIES // 4
 
 
 @dataclass(frozen=True)
@@ -62,35 +64,6 @@ class Options:
 
 
 @njit(error_model="numpy")
-def mask_scores(scores, has_mask, keys, queries, future, mask, mask_row, mask_column):
-    """Scores (keys, QUERIES) += mask (a pointer, byte strides), and -inf for keys after a query.
-
-    `future`: query i of the block sees keys up to future + i, or `keys` if not causal.
-    """
-    hidden = scores.dtype.type(-np.inf)
-    if has_mask:
-        for j in range(keys):
-            for i in range(max(0, j - future), queries):
-                scores[j, i] += carray(step(mask, i * mask_row + j * mask_column), 1)[0]
-    for j in range(max(0, future + 1), keys):
-        row = scores[j]
-        for i in range(min(j - future, queries)):
-            row[i] = hidden
-
-
-@njit(error_model="numpy")
-def drop(factors, key, threshold, scale, piece, block, j):
-    """The dropout factors of key j for the queries of a block."""
-    zero = factors.dtype.type(0)
-    for i in range(WORDS):
-        a, b, c, d = philox(U32(i), U32(j), U32(block), U32(piece), key)
-        factors[i] = scale if a >= threshold else zero
-        factors[WORDS + i] = scale if b >= threshold else zero
-        factors[2 * WORDS + i] = scale if c >= threshold else zero
-        factors[3 * WORDS + i] = scale if d >= threshold else zero
-
-
-@njit(error_model="numpy")
 def pack_scaled_queries(q, q_row, count, d, scale, target):
     """Slivers of scale * Q^T (d, count)."""
     pack(B, q, q_row, itemsize(q), count, d, target)
@@ -98,18 +71,6 @@ def pack_scaled_queries(q, q_row, count, d, scale, target):
     values = carray(target, -(-count // wide) * wide * d)  # whole slivers
     for i in range(len(values)):
         values[i] *= scale
-
-
-@njit(error_model="numpy")
-def clear_rest(block, keys, queries):
-    """Zeros where a last block (keys, QUERIES) has no queries.
-
-    Vectors and tiles reach into it. Their results are dropped, but whatever the memory held before
-    may be a denormal number, and one of those makes some CPUs a hundred times slower.
-    """
-    end = max(-(-queries // CHUNK) * CHUNK, -(-queries // MR) * MR)  # none reaches further
-    for j in range(keys):
-        block[j, queries:end] = 0
 
 
 # Where sizes[...] keep what: dimensions, flags, then four byte strides (b, h, row, 1) per array.
@@ -191,6 +152,39 @@ def attention_task(arrays, sizes, numbers, piece, slot):
             row = carray(step(block_out, i * out_row), e)
             for j in range(e):
                 row[j] = row[j] * share if keys > 0 else kind(0)
+
+
+@summing_task
+def one_query_task(arrays, sizes, numbers, piece, slot):
+    """The same for a single query, without dropout: keys and values are read where they are."""
+    heads, s, d, e, has_mask, room = sizes[0], sizes[2], sizes[3], sizes[4], sizes[6], sizes[7]
+    size = itemsize(arrays[0])
+    q, _ = head(arrays, sizes, 0, piece, heads)
+    k, k_row = head(arrays, sizes, 1, piece, heads)
+    v, v_row = head(arrays, sizes, 2, piece, heads)
+    out, _ = head(arrays, sizes, 3, piece, heads)
+    mask, _ = head(arrays, sizes, 4, piece, heads)
+    mask_column = sizes[DIMENSIONS + STRIDES * 4 + 3]
+    at_p = step(arrays[6], slot * room * size)
+    space = step(at_p, s * size)
+    p, row, lse = carray(at_p, s), carray(out, e), carray(step(arrays[5], piece * size), 1)
+    kind = p.dtype.type
+    scale, most, total = kind(numbers[0]), kind(-np.inf), kind(0)
+    dots(q, 0, size, k, k_row, at_p, 0, size, 1, s, d, False, space)
+    for j in range(s):
+        p[j] *= scale
+        if has_mask:
+            p[j] += carray(step(mask, j * mask_column), 1)[0]
+        most = p[j] if p[j] > most else most
+    most = kind(0) if most == kind(-np.inf) else most  # it may attend to nothing: zeros, not NaN
+    for j in range(s):
+        p[j] = exp(p[j] - most)
+        total += p[j]
+    thin(at_p, 0, size, v, v_row, out, 0, 1, e, s, False, space)
+    lse[0] = np.log(total) + most
+    share = kind(1) / total if total != kind(0) else kind(0)
+    for j in range(e):
+        row[j] *= share
 
 
 @summing_task
@@ -306,9 +300,11 @@ def attention(
     lse = empty((b, h, t), dtype)
     if out is None:
         (out,) = heads_last([(b, h, t, e)], dtype)
-    wide = tile_width(dtype)
+    wide, task = tile_width(dtype), attention_task
     room = (s + MR) * d + (e + wide) * s + QUERIES * d + (s + 3) * QUERIES
-    run(attention_task, [q, k, v, out], [lse], [], room, options)
+    if t == 1 <= s and not options.dropout_p:
+        task, room = one_query_task, s + max(e, DEPTH * tile_width(dtype))
+    run(task, [q, k, v, out], [lse], [], room, options)
     return out.astype(q.dtype, copy=False), lse
 
 

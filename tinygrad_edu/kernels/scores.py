@@ -5,14 +5,17 @@ a row, either some query sees some key, or it is left out: of the 64 x 64 scores
 that is a third of the work.
 """
 
+import numpy as np
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from .gemm.microkernel import CPU, I64, Emit, itemsize, raw, step, tile
 from .gemm.packing import B, width
+from .philox import U32, philox
 
 QUERIES = 96  # in a block: whole tiles for every tile shape of the micro-kernel
+WORDS = QUERIES // 4
 CHUNK = 16  # queries to take or to leave at once: a vector, or a few; at least MR
 MR, NV = CPU.mr, CPU.nv
 
@@ -81,6 +84,47 @@ def part(rows, j, first, last):
 def seen(c, future, keys):
     """How many keys some query of chunk c sees."""
     return max(0, min(keys, future + (c + 1) * CHUNK))
+
+
+@njit(error_model="numpy")
+def mask_scores(scores, has_mask, keys, queries, future, mask, mask_row, mask_column):
+    """Scores (keys, QUERIES) += mask (a pointer, byte strides), and -inf for keys after a query.
+
+    `future`: query i of the block sees keys up to future + i, or `keys` if not causal.
+    """
+    hidden = scores.dtype.type(-np.inf)
+    if has_mask:
+        for j in range(keys):
+            for i in range(max(0, j - future), queries):
+                scores[j, i] += carray(step(mask, i * mask_row + j * mask_column), 1)[0]
+    for j in range(max(0, future + 1), keys):
+        row = scores[j]
+        for i in range(min(j - future, queries)):
+            row[i] = hidden
+
+
+@njit(error_model="numpy")
+def drop(factors, key, threshold, scale, piece, block, j):
+    """The dropout factors of key j for the queries of a block."""
+    zero = factors.dtype.type(0)
+    for i in range(WORDS):
+        a, b, c, d = philox(U32(i), U32(j), U32(block), U32(piece), key)
+        factors[i] = scale if a >= threshold else zero
+        factors[WORDS + i] = scale if b >= threshold else zero
+        factors[2 * WORDS + i] = scale if c >= threshold else zero
+        factors[3 * WORDS + i] = scale if d >= threshold else zero
+
+
+@njit(error_model="numpy")
+def clear_rest(block, keys, queries):
+    """Zeros where a last block (keys, QUERIES) has no queries.
+
+    Vectors and tiles reach into it. Their results are dropped, but whatever the memory held before
+    may be a denormal number, and one of those makes some CPUs a hundred times slower.
+    """
+    end = max(-(-queries // CHUNK) * CHUNK, -(-queries // MR) * MR)  # none reaches further
+    for j in range(keys):
+        block[j, queries:end] = 0
 
 
 LARGEST, SUM = 0, 1
