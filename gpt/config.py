@@ -228,7 +228,7 @@ def parse(argv: list[str]) -> TrainConfig:
         return dataclasses.replace(base, **given).check()
     if given.get("overwrite"):
         raise UserError("--resume goes on with a run, --overwrite replaces it: give one of them")
-    out = given.setdefault("out", str(default_out(base)))
+    out = given.setdefault("out", base.out or str(default_out(base)))
     saved = saved_config(Path(out))
     if saved and preset is None:
         base = saved

@@ -228,6 +228,13 @@ def test_resume_goes_on_in_the_folder_it_is_given(text, tmp_path, monkeypatch):
     assert len(metrics(Path("runs/default"))) == 13 and contents(Path("elsewhere")) == before
 
 
+def test_resume_goes_on_in_the_folder_that_a_preset_names(text, tmp_path):
+    run, preset = tmp_path / "run", tmp_path / "mine.toml"
+    preset.write_text(f"out = {json.dumps(str(run))}\ndata = {json.dumps(str(text))}\n")
+    assert train(preset) == 0
+    assert train(preset, "--resume", "--steps=13") == 0 and len(metrics(run)) == 13
+
+
 def test_detect_nan_names_op_layer_and_step_and_saves_the_batch(text, tmp_path, monkeypatch):
     run = tmp_path / "run"
 
