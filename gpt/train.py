@@ -150,7 +150,7 @@ def train(
         write_atomically(out / "config.json", text.encode())
         if data.tokenizer is not None:
             data.tokenizer.save(out / "tokenizer.json")
-    start = found.step if found else 0
+    start = saved = found.step if found else 0
     if left_out := folder.metrics.cut(start):
         print(left_out, file=sys.stderr)
     kept = f"the one of step {start} is kept" if found else "there is no earlier one"
@@ -185,13 +185,10 @@ def train(
             if step % config.eval_every == 0 or last:
                 row["val_loss"] = val_loss = evaluate(model, data, config, step)
             folder.metrics.append(row)
-            held_out = "" if val_loss is None else f", held-out loss {val_loss:.3f}"
-            bar.set_postfix_str(f"loss {loss:.3f}{held_out}, {speed:,.0f} tokens/s", refresh=False)
-            bar.update()
             if "val_loss" in row or stop:
                 try:
                     folder.commit(step, *checkpoint_of(model, optimizer, data, config))
-                    kept = f"the one of step {step} is kept"
+                    saved, kept = step, f"the one of step {step} is kept"
                     folder.draw()
                 except tg.memory.ExternalMemoryError:  # not the disk: the numbers themselves
                     raise
@@ -203,7 +200,10 @@ def train(
             if folder.trouble != trouble:
                 trouble = folder.trouble
                 bar.write(trouble or "the disk takes everything again", sys.stderr)
-            if stop:
+            held_out = "" if val_loss is None else f", held-out loss {val_loss:.3f}"
+            bar.set_postfix_str(f"loss {loss:.3f}{held_out}, {speed:,.0f} tokens/s", refresh=False)
+            bar.update()
+            if stop and saved == step:
                 bar.close()
                 print(f"stopped and saved at step {step}: --resume --out {out} goes on")
                 return 130

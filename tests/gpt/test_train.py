@@ -127,6 +127,38 @@ def test_ctrl_c_saves_where_it_stopped_and_resume_goes_on(text, tmp_path):
     assert [(s, loss) for s, loss, _ in losses(run)] == [(s, loss) for s, loss, _ in losses(whole)]
 
 
+def test_ctrl_c_after_the_last_look_of_a_step_is_saved_by_the_next(
+    text, tmp_path, monkeypatch, capsys
+):
+    run, trouble, looks = tmp_path / "run", RunFolder.trouble, []
+
+    def interrupting(self):
+        looks.append(self)
+        if len(looks) == 6:  # step 6 has no checkpoint, which is decided by now
+            os.kill(os.getpid(), signal.SIGINT)
+        return trouble.fget(self)
+
+    monkeypatch.setattr(RunFolder, "trouble", property(interrupting))
+    assert train("--data", text, "--out", run) == 130
+    assert f"saved at step {RunFolder(run).read().step}:" in capsys.readouterr().out
+    assert RunFolder(run).read().step == len(metrics(run)) == 7
+
+
+def test_ctrl_c_saves_although_nobody_reads_the_progress_any_more(text, tmp_path, monkeypatch):
+    """As in a pipe to tee, which the same Ctrl-C has ended."""
+    run, update = tmp_path / "run", train_command.tqdm.update
+
+    def closed(self, *arguments):
+        if self.n == 5:
+            raise BrokenPipeError
+        update(self, *arguments)
+
+    monkeypatch.setattr(train_command.tqdm, "update", closed)
+    with pytest.raises(BrokenPipeError):
+        stop_after(6, text, run)
+    assert RunFolder(run).read().step == 6
+
+
 def test_resume_without_a_checkpoint_starts_over_and_says_so(text, tmp_path, capsys):
     run = tmp_path / "run"
     assert train("--data", text, "--out", run, "--resume") == 0
