@@ -146,10 +146,10 @@ def train(
         if config.resume:
             print(f"no checkpoint in {out} yet: starting from the beginning")
         folder.open_new(config.overwrite, config.resume)
-        text = gpt2_layout.config_text(model.config)
-        write_atomically(out / "config.json", text.encode())
-        if data.tokenizer is not None:
-            data.tokenizer.save(out / "tokenizer.json")
+    # also where a run goes on: they may be lost, and a folder that takes no files is noticed now
+    write_atomically(out / "config.json", gpt2_layout.config_text(model.config).encode())
+    if data.tokenizer is not None:
+        data.tokenizer.save(out / "tokenizer.json")
     start = saved = found.step if found else 0
     if left_out := folder.metrics.cut(start):
         print(left_out, file=sys.stderr)

@@ -1,5 +1,6 @@
 """Training as a user meets it: the command line, the run folder, kills, resumes, mistakes."""
 
+import errno
 import json
 import os
 import random
@@ -275,6 +276,36 @@ def test_resume_goes_on_in_the_folder_that_a_preset_names(text, tmp_path):
     preset.write_text(f"out = {json.dumps(str(run))}\ndata = {json.dumps(str(text))}\n")
     assert train(preset) == 0
     assert train(preset, "--resume", "--steps=13") == 0 and len(metrics(run)) == 13
+
+
+def test_a_resume_gives_back_what_opens_the_model(text, tmp_path, capsys):
+    run, lost = tmp_path / "run", ("config.json", "tokenizer.json")
+    train("--data", text, "--out", run)
+    before = contents(run)
+    for name in lost:
+        (run / name).unlink()
+    assert train("--data", text, "--out", run, "--resume", "--steps=13") == 0
+    assert all((run / name).read_bytes() == before[name] for name in lost)
+    assert sample_command.main([str(run), "--tokens", "3"]) == 0
+
+
+def test_a_resume_where_nothing_can_be_written_is_refused_before_it_trains(
+    text, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    train("--data", text, "--out", run)
+    before = contents(run)
+
+    def read_only(path, flags, *mode):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return os.open(path, flags, *mode)
+
+    monkeypatch.setattr(disk.Calls, "open", staticmethod(read_only))
+    monkeypatch.setattr(train_command, "train_step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(OSError, match="Read-only file system"):
+        train("--data", text, "--out", run, "--resume", "--steps=13")
+    assert contents(run) == before
 
 
 def test_detect_nan_names_op_layer_and_step_and_saves_the_batch(text, tmp_path, monkeypatch):
