@@ -1,6 +1,11 @@
-"""How far a step has come: on a chip, one step of a large model takes minutes."""
+"""How far a step has come, and whether it shall be the last: one of a large model takes minutes."""
 
+import contextlib
+import os
+import signal
 import time
+from collections.abc import Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,3 +25,23 @@ class Progress:
             self.shown = time.monotonic()
             percent = min(100, 100 * self.done // max(1, self.whole))
             self.bar.set_postfix_str(f"{op} {percent} %" if self.done else "update")
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """The first Ctrl-C (or SIGTERM) is put in a list, to be seen between steps; a second kills."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        for which in before:
+            signal.signal(which, before[which])
+        with contextlib.suppress(OSError):  # past buffers, which may be in use at this moment
+            os.write(2, b"\nstopping after this step; once more stops at once\n")
+
+    before = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for which in before:
+            signal.signal(which, before[which])

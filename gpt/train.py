@@ -7,12 +7,9 @@ abruptly, continues with the same numbers.
 
 import contextlib
 import math
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -28,7 +25,7 @@ from .data import Dataset, batch, open_data
 from .disk import write_atomically
 from .errors import UserError
 from .model import GPT, GPTConfig
-from .progress import Progress
+from .progress import Progress, stop_requests
 from .run_folder import Checkpoint, RunFolder
 from .sample import closing_text
 
@@ -68,24 +65,6 @@ def train_step(
     if math.isfinite(total) and math.isfinite(norm):
         optimizer.step()
     return total, norm
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """The first Ctrl-C (or SIGTERM) is put in a list, to be seen between steps; a second kills."""
-    seen: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        seen.append(number)
-        for which in before:
-            signal.signal(which, before[which])
-
-    before = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield seen
-    finally:
-        for which in before:
-            signal.signal(which, before[which])
 
 
 def main(argv: list[str]) -> int:

@@ -160,6 +160,11 @@ def test_ctrl_c_saves_although_nobody_reads_the_progress_any_more(text, tmp_path
     assert RunFolder(run).read().step == 6
 
 
+def test_the_first_ctrl_c_says_what_it_waits_for(text, tmp_path, capfd):
+    stop_after(6, text, tmp_path / "run")
+    assert capfd.readouterr().err.count("stopping after this step; once more stops at once") == 1
+
+
 def test_resume_without_a_checkpoint_starts_over_and_says_so(text, tmp_path, capsys):
     run = tmp_path / "run"
     assert train("--data", text, "--out", run, "--resume") == 0
