@@ -9,6 +9,7 @@ import contextlib
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,16 @@ from .sample import closing_text
 TRAINING, EVALUATION = 0, 1  # keep the random batches of the two apart
 
 
+@contextlib.contextmanager
+def blamed(x: np.ndarray, y: np.ndarray) -> Iterator[None]:
+    """A NaN that is found inside takes this batch along."""
+    try:
+        yield
+    except tg.NonFiniteError as error:
+        error.batch = {"x": x, "y": y}
+        raise
+
+
 def evaluate(model: GPT, data: Dataset, config: TrainConfig, step: int) -> float:
     """The mean loss over held-out batches, which depend on (seed, step) alone."""
     rng = np.random.default_rng((config.seed, step, EVALUATION))
@@ -40,7 +51,8 @@ def evaluate(model: GPT, data: Dataset, config: TrainConfig, step: int) -> float
     with tg.no_grad():
         for _ in range(config.eval_batches):
             x, y = batch(data.val, rng, config.batch_size, config.block_size)
-            losses.append(model(x, y)[1].item())
+            with blamed(x, y):
+                losses.append(model(x, y)[1].item())
     model.train()
     return float(np.mean(losses))
 
@@ -54,12 +66,9 @@ def train_step(
     total = 0.0
     for _ in range(config.accumulate):
         x, y = batch(data.train, rng, config.batch_size, config.block_size)
-        try:
+        with blamed(x, y):
             _, loss = model(x, y)
             (loss * (1 / config.accumulate)).backward()
-        except tg.NonFiniteError as error:
-            error.batch = {"x": x, "y": y}
-            raise
         total += loss.item() / config.accumulate
     norm = tg.optim.clip_grad_norm_(optimizer.params, config.grad_clip or math.inf)
     if math.isfinite(total) and math.isfinite(norm):
@@ -145,25 +154,29 @@ def train(
         for step in range(start + 1, config.steps + 1):
             began = time.perf_counter()
             optimizer.lr = schedule(step - 1)
+            last = step == config.steps
             try:
                 loss, norm = train_step(model, optimizer, data, config, step)
+                seconds = time.perf_counter() - began
+                speed = config.batch_size * config.block_size * config.accumulate / seconds
+                row = {"step": step, "loss": loss, "ms": seconds * 1e3, "tokens_per_s": speed}
+                if found and step == start + 1:
+                    row["resumed_from"] = start
+                wrong = None
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    wrong = f"the loss is {loss} and the gradient norm {norm}"
+                elif step % config.eval_every == 0 or last:
+                    row["val_loss"] = val_loss = evaluate(model, data, config, step)
+                    if not math.isfinite(val_loss):
+                        wrong = f"the held-out loss is {val_loss}"
             except tg.NonFiniteError as error:
                 raise UserError(culprit(error, model, out, step)) from None
-            seconds = time.perf_counter() - began
-            speed = config.batch_size * config.block_size * config.accumulate / seconds
-            row = {"step": step, "loss": loss, "ms": seconds * 1e3, "tokens_per_s": speed}
-            if found and step == start + 1:
-                row["resumed_from"] = start
-            last = step == config.steps
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                folder.metrics.append(row)
-                raise UserError(
-                    f"step {step}: the loss is {loss} and the gradient norm {norm}; checkpoints: "
-                    f"{kept}. --resume --detect-nan names the op at fault"
-                )
-            if step % config.eval_every == 0 or last:
-                row["val_loss"] = val_loss = evaluate(model, data, config, step)
             folder.metrics.append(row)
+            if wrong:
+                raise UserError(
+                    f"step {step}: {wrong}; checkpoints: {kept}. --resume --detect-nan names the "
+                    "op at fault"
+                )
             if "val_loss" in row or stop:
                 try:
                     folder.commit(step, *checkpoint_of(model, optimizer, data, config))

@@ -339,6 +339,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(text, 
     assert not any("NaN" in line for line in (run / "metrics.jsonl").read_text().splitlines())
 
 
+EXPLODING = ["--learning-rate=1e38", "--min-lr=1e38", "--warmup-steps=0", "--eval-every=1"]
+
+
+def test_detect_nan_names_what_an_evaluation_meets(text, tmp_path):
+    run, found = tmp_path / "run", r"step 1: \w+ in .* in the forward pass; its batch is in .*nan-"
+    with pytest.raises(UserError, match=found):
+        train("--data", text, "--out", run, *EXPLODING, "--detect-nan")
+    assert (run / "nan-step-1.safetensors").exists()
+
+
+def test_a_held_out_loss_that_is_not_finite_replaces_no_checkpoint(text, tmp_path):
+    run = tmp_path / "run"
+    train("--data", text, "--out", run, "--steps=4")
+    with pytest.raises(UserError, match=r"step 5: .*held-out loss is \w+; .*step 4 is kept"):
+        train("--data", text, "--out", run, "--resume", *EXPLODING)
+    assert RunFolder(run).read().step == 4 and metrics(run)[-1]["val_loss"] is None
+
+
 def test_a_full_disk_at_checkpoint_time_keeps_the_run_and_the_old_checkpoint(
     text, tmp_path, monkeypatch, capsys
 ):
