@@ -79,8 +79,9 @@ class RunFolder:
         try:
             draw_losses(self.metrics.rows(), self.path / "loss.png")
             self._undrawn = self.metrics.left_out
-        except OSError as error:
-            self._undrawn = f"{self.path / 'loss.png'}: still an earlier picture: {error.strerror}"
+        except Exception as error:  # matplotlib's settings are the user's: no picture ends a run
+            why = getattr(error, "strerror", None) or " ".join(str(error).split())
+            self._undrawn = f"{self.path / 'loss.png'}: still an earlier picture: {why}"
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tinygrad_edu as tg
-from gpt import GPT, GPTConfig, disk
+from gpt import GPT, GPTConfig, disk, run_folder
 from gpt import bench as bench_command
 from gpt import plan as plan_command
 from gpt import sample as sample_command
@@ -664,6 +664,19 @@ def test_a_picture_that_cannot_be_written_costs_no_checkpoint(text, tmp_path, ca
     assert "loss.png: still an earlier picture" in said and "not written" not in said
     assert json.loads((run / "train.json").read_text())["step"] == 13
     assert not list(run.glob(".*"))
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_run(text, tmp_path, monkeypatch, capsys):
+    """As with a matplotlibrc that asks for TeX where there is none."""
+
+    def draw(*_):
+        raise RuntimeError("latex\ncould not be found")
+
+    monkeypatch.setattr(run_folder, "draw_losses", draw)
+    assert train("--data", text, "--out", tmp_path / "run") == 0
+    said = capsys.readouterr().err
+    assert said.count("loss.png: still an earlier picture: latex could not be found") == 1
+    assert RunFolder(tmp_path / "run").read().step == 12
 
 
 def test_a_run_inside_its_own_data_can_be_resumed(text, tmp_path, monkeypatch):
