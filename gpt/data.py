@@ -23,6 +23,7 @@ import numpy as np
 
 from .cache import cache_entry, cache_folder, digest, file_state
 from .errors import UserError
+from .run_folder import RUN_FILES
 from .tokenizer import Tokenizer, load, train
 
 PIECE = 1 << 20  # bytes of a text file, or ids of a token file, looked at in one go
@@ -158,9 +159,11 @@ def _files_below(root: Path, only: str, skip: frozenset[str]) -> list[Path]:
 
     found = []
     for folder, subfolders, names in os.walk(root, onerror=unreadable):
-        if "metrics.jsonl" in names and Path(folder) != root:  # a run, perhaps this one
-            subfolders.clear()
-            continue
+        if "metrics.jsonl" in names:  # a run, perhaps this one
+            if Path(folder) != root:
+                subfolders.clear()
+                continue
+            names = [name for name in names if name not in RUN_FILES]
         subfolders[:] = [name for name in subfolders if name not in skip and name[0] != "."]
         found += [Path(folder, n) for n in names if n.endswith(only) and n[0] != "."]
     files = filter(os.path.isfile, found)  # no dangling links, no pipes

@@ -689,6 +689,9 @@ def test_a_run_inside_its_own_data_can_be_resumed(text, tmp_path, monkeypatch):
     assert train(*here, "--resume", "--steps=13") == 0
     train("--data", ".", "--out", "runs/b")
     assert losses(Path("runs/a"))[:12] == losses(Path("runs/b"))
+    train("--data", ".", "--out", ".")
+    assert train("--data", ".", "--out", ".", "--resume", "--steps=13") == 0
+    assert losses(Path(".")) == losses(Path("runs/a"))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
