@@ -72,13 +72,13 @@ def main(argv: list[str], **sizes: Any) -> int:
     elif what == "compile":
         show(bench_compile, bench_compile.bench(repeats), given.json)
     elif what == CHIP:
-        for preset in [cli.load_preset(name) for name in given.what[1:] or [ON_CHIP]]:
+        for preset in [cli.load_preset(name).check() for name in given.what[1:] or [ON_CHIP]]:
             found = bench_chip.bench(
                 preset, every[-1], repeats, blocks, given.chip, given.external, **sizes
             )
             show(bench_chip, found, given.json)
     else:
-        presets = [cli.load_preset(name) for name in given.what]
+        presets = [cli.load_preset(name).check() for name in given.what]
         for preset in presets:
             found = bench_step.bench(
                 preset, every[-1], repeats, blocks, compiled=not given.no_compiled,

@@ -197,3 +197,11 @@ def test_a_peer_that_fails_is_left_out_and_said():
 def test_mistakes_are_one_line(argv, message):
     with pytest.raises(UserError, match=message):
         bench.main(argv)
+
+
+@pytest.mark.parametrize("argv", [[], ["chip"]])
+def test_a_preset_that_makes_no_sense_is_one_line(tmp_path, argv):
+    preset = tmp_path / "odd.toml"
+    preset.write_text(PRESET.replace("n_head = 2", "n_head = 3"))
+    with pytest.raises(UserError, match="n_head 3 does not divide n_embd 16"):
+        bench.main([*argv, str(preset), *ONCE])
