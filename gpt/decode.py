@@ -51,6 +51,11 @@ def sample(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Logits (B, V) -> one token per row (B,)."""
+    if not np.isfinite(top := logits.max(axis=1)).all():
+        raise ValueError(
+            f"the logits are {top[~np.isfinite(top)][0]}: the model's weights are damaged, or "
+            "diverged in training; load weights from before that"
+        )
     if temperature == 0:
         return logits.argmax(axis=1)
     scaled = logits.astype(np.float64)

@@ -139,6 +139,15 @@ def test_the_smallest_temperatures_take_the_likeliest_token():
         np.testing.assert_array_equal(drawn, logits.argmax(axis=1))
 
 
+@pytest.mark.parametrize("temperature", [0, 0.8])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_whose_numbers_are_lost_draws_no_token(value, temperature):
+    model = GPT(SMALL)
+    model.transformer.ln_f.weight.data = np.full(32, value, np.float32)
+    with pytest.raises(ValueError, match=r"the logits are nan: .* load weights from before"):
+        model.generate(tokens((1, 3)), 2, temperature)
+
+
 def test_generate_gives_a_tensor_for_a_tensor_and_repeats_for_a_seed():
     model = lively(SMALL)
     draw = [model.generate(tokens((1, 3)), 8, rng=np.random.default_rng(2)) for _ in range(2)]
