@@ -169,19 +169,25 @@ merge_heads(out).shape, shares.shape
 # %%
 import tinygrad_edu as tg
 
+
+def written_out_attention(q, k, v):
+    t, d = q.shape[-2:]
+    scores = q @ k.transpose(-1, -2) / d**0.5
+    return tg.where(np.tri(t, dtype=bool), scores, -np.inf).softmax(-1) @ v
+
+
+def packaged_attention(q, k, v):
+    return tg.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
 given = [split_heads(x, HEADS).astype(np.float32) for x in (q, k, v)]
 cotangent = rng.normal(size=out.shape).astype(np.float32)
-
-theirs = [tg.Tensor(x, requires_grad=True) for x in given]
-packaged = tg.functional.scaled_dot_product_attention(*theirs, is_causal=True)
+ours, theirs = ([tg.Tensor(x, requires_grad=True) for x in given] for _ in range(2))
+written_out, packaged = written_out_attention(*ours), packaged_attention(*theirs)
+written_out.backward(cotangent)
 packaged.backward(cotangent)
 
-ours = [tg.Tensor(x, requires_grad=True) for x in given]
-scores = ours[0] @ ours[1].transpose(-1, -2) / (C // HEADS) ** 0.5
-past = np.tri(T, dtype=bool)
-written_out = tg.where(past, scores, -np.inf).softmax(-1) @ ours[2]
-written_out.backward(cotangent)
-
+np.testing.assert_allclose(written_out.data, out, atol=1e-5)
 np.testing.assert_allclose(packaged.data, out, atol=1e-5)
 for a, b in zip(theirs, ours):
     np.testing.assert_allclose(a.grad, b.grad, atol=1e-5)
@@ -196,16 +202,6 @@ say(f"The outputs differ by {abs(packaged.data - out).max():.0e} at most: float3
 
 
 # %%
-def written_out_attention(q, k, v):
-    t, d = q.shape[-2:]
-    scores = q @ k.transpose(-1, -2) / np.sqrt(d)
-    return tg.where(np.tri(t, dtype=bool), scores, -np.inf).softmax(-1) @ v
-
-
-def packaged_attention(q, k, v):
-    return tg.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
 def peak_megabytes(function, context, heads=12, width=64):
     with tg.memory.Rehearsal() as chip:
         q, k, v = (
@@ -266,6 +262,7 @@ for h in range(HEADS):
 
 # %%
 _, shares = attention(q[h], k[h], v[h])
+past = np.tri(T, dtype=bool)
 scores = q[h] @ k[h].T / np.sqrt(q.shape[-1])
 again = np.exp(scores - lse[:, None])
 np.testing.assert_allclose(again[past], shares[past], atol=1e-5)
