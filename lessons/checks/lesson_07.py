@@ -1,5 +1,6 @@
 """Lesson 7: the two functions, where they were right and where they were not."""
 
+import ast
 import inspect
 from types import ModuleType
 from typing import Any
@@ -7,10 +8,15 @@ from typing import Any
 import numpy as np
 
 import tinygrad_edu as tg
-from lessons.check import NotWritten, Wrong, call, file_of, given, same
-from lessons.check import read_answer as read
+from lessons.check import NotWritten, Wrong, call, given, same
 
 GUILTY = "Hiding NaN is no repair: find the operation that makes the first one"
+BROKEN = """length = (x * x).sum(axis=-1, keepdims=True).sqrt()
+return x / length
+e = scores.exp()
+probability = e / e.sum(axis=-1, keepdims=True)
+picked = probability[np.arange(len(classes)), classes]
+return -picked.log().mean()"""  # the exercise's two functions
 
 
 def check(answer: ModuleType) -> str:
@@ -25,16 +31,16 @@ def check(answer: ModuleType) -> str:
 
 
 def untouched(answer: ModuleType) -> None:
-    """NotWritten if both functions are still those of the exercise."""
-    original = read(file_of(7))
-    if answer.__file__ == original.__file__:
-        pristine = "e = scores.exp()" in inspect.getsource(answer.loss_of)
-        pristine &= "sum(axis=-1, keepdims=True).sqrt()" in inspect.getsource(answer.normalise)
-        if pristine:
-            raise NotWritten(
-                "`normalise` and `loss_of` are as they were. Run the file inside "
-                "`with tg.detect_nan():` to see which operation makes the first NaN."
-            )
+    """NotWritten if both functions are still those of the exercise, comments apart."""
+    tree = ast.parse(inspect.getsource(answer))
+    found = {part.name: part.body for part in tree.body if isinstance(part, ast.FunctionDef)}
+    body = found.get("normalise", []) + found.get("loss_of", [])
+    lines = [ast.unparse(line) for line in body if not isinstance(line, ast.Expr)]
+    if lines == BROKEN.splitlines():
+        raise NotWritten(
+            "`normalise` and `loss_of` are as they were. Run the file inside "
+            "`with tg.detect_nan():` to see which operation makes the first NaN."
+        )
 
 
 def run(function: Any, x: np.ndarray, *more: Any, about: str) -> tuple[np.ndarray, Any, tg.Tensor]:

@@ -181,6 +181,54 @@ def test_a_wrong_answer_is_told_what_is_wrong(number, old, new, says, tmp_path, 
     assert re.search(says, verdict), verdict
 
 
+OTHER_STYLES = {  # what the solution has, what stands there
+    1: {
+        """
+        t = math.tanh(self.data)
+        return Value(t, (self,), (1 - t * t,))
+""": """
+        twice = self * Value(2)  # tanh(x) = 2 sigmoid(2 x) - 1
+        s = 0.5 + 0.5 * math.tanh(twice.data / 2)
+        return Value(s, (twice,), (s * (1 - s),)) * Value(2) + Value(-1)
+"""
+    },
+    7: {
+        """
+    squares = (x * x).sum(axis=-1, keepdims=True)
+    empty = squares.data == 0
+    length = tg.where(empty, 1.0, squares).sqrt()
+""": """
+    empty = (x.data == 0).all(axis=-1, keepdims=True)
+    x = tg.where(empty, 1.0, x)
+    length = (x * x).sum(axis=-1, keepdims=True).sqrt()
+""",
+        """
+    logs = shifted - shifted.exp().sum(axis=-1, keepdims=True).log()
+""": """
+    scores = shifted
+    e = scores.exp()
+    # probability = e / e.sum(axis=-1, keepdims=True)
+    logs = scores - e.sum(axis=-1, keepdims=True).log()
+""",
+    },
+}
+
+
+@pytest.mark.parametrize("number", OTHER_STYLES)
+def test_another_style_is_right_as_well(number, tmp_path, monkeypatch, capsys):
+    from lessons import check
+
+    text = check.file_of(number, solution=True).read_text()
+    for old, new in OTHER_STYLES[number].items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    monkeypatch.setattr(check, "HERE", tmp_path)
+    path = check.file_of(number)  # written where the exercise was
+    path.parent.mkdir()
+    path.write_text(text)
+    assert check.passes(number, path), capsys.readouterr().out
+
+
 def test_five_wrong_answers_for_each():
     counts = [sum(param.values[0] == number for param in ANSWERS) for number in NUMBERS]
     assert min(counts) >= 5, dict(zip(NUMBERS, counts))

@@ -15,5 +15,17 @@ WRONG = [
         "e = math.exp(self.data); t = (e - 1 / e) / (e + 1 / e)",
         "OverflowError",
     ),
+    (
+        "a slope that is no number far away",
+        RETURN,
+        "return Value(t, (self,), (1 - t * t if abs(t) < 1 else math.nan,))",
+        "gradient of tanh.800.0. is nan, expected 0",
+    ),
+    (
+        "written over the input",
+        RETURN,
+        "self.data = t; " + RETURN,
+        "changes the value it is called on",
+    ),
     ("sigmoid", "t = math.tanh(self.data)", "t = 1 / (1 + math.exp(-self.data))", "expected 0"),
 ]
