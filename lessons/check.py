@@ -32,6 +32,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 LESSONS = range(1, 11)
 SECONDS = 120  # that one answer may take
+ANSWER = "answer_"  # how the name of an answer's module begins
+STOPS = (Exception, SystemExit, KeyboardInterrupt)  # Ctrl-C says where an answer was
 DEFECT = 70  # exit status: the check is broken, not the answer
 
 
@@ -78,17 +80,17 @@ def call(function: Callable, *args: Any, about: str = "") -> Any:
         raise NotWritten(f"`{name}` is still to be written. {error}".strip()) from None
     except Wrong:
         raise
-    except (Exception, SystemExit) as error:
+    except STOPS as error:
         called = f" when called with {about}" if about else ""
         raise Wrong(f"`{name}` stopped{called}: {said(error)}") from error
 
 
 def said(error: BaseException) -> str:
     """The error, and the last line of the answer on its way."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not Path(frame.filename).name.startswith("check")]
-    own = [f for f in own if "lesson_" in Path(f.filename).name or "answer" in f.filename] or own
-    where = f" (line {own[-1].lineno}: {own[-1].line})" if own else ""
+    walked, where = error.__traceback__, ""
+    for (frame, _), seen in zip(traceback.walk_tb(walked), traceback.extract_tb(walked)):
+        if frame.f_globals.get("__name__", "").startswith(ANSWER):
+            where = f" (line {seen.lineno}: {seen.line})"
     return f"{type(error).__name__}: {error}{where}"
 
 
@@ -126,7 +128,7 @@ def file_of(lesson: int, solution: bool = False) -> Path:
 
 def read_answer(path: Path) -> ModuleType:
     """The answer as a module; Wrong if it cannot be read."""
-    name = f"answer_{path.stem}"
+    name = ANSWER + path.stem
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -137,7 +139,7 @@ def read_answer(path: Path) -> ModuleType:
     except SyntaxError as error:
         line = (error.text or "").strip()
         raise Wrong(f"line {error.lineno} is not Python: {error.msg} ({line})") from None
-    except (Exception, SystemExit) as error:
+    except STOPS as error:
         raise Wrong(f"the file stops while it is read: {said(error)}") from error
     return module
 
@@ -208,6 +210,8 @@ def main(args: list[str] | None = None) -> int:
     if options.status:
         try:
             status = 0 if passes(options.lesson, options.file) else 1
+        except KeyboardInterrupt:  # outside the answer
+            status = 130
         except Exception:
             traceback.print_exc()
             status = DEFECT
@@ -215,7 +219,10 @@ def main(args: list[str] | None = None) -> int:
         return status
     lessons = LESSONS if options.lesson is None else [options.lesson]
     paths = [(n, (options.file or file_of(n, options.solution)).resolve()) for n in lessons]
-    return max(check_apart(lesson, path) for lesson, path in paths)
+    try:
+        return max(check_apart(lesson, path) for lesson, path in paths)
+    except KeyboardInterrupt:  # the process of the answer has got it, too
+        return 130
 
 
 if __name__ == "__main__":

@@ -254,6 +254,43 @@ def test_a_file_that_is_no_answer(text, says, tmp_path):
     assert re.search(says, " ".join(run.stdout.split())), run.stdout
 
 
+NUMPY_STOPS = """
+import numpy as np
+
+def evict(resident, order, now):
+    return np.stack([resident, order])
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (NUMPY_STOPS, r"ValueError: .*\(line 5: return np\.stack"),
+        ("def evict(resident, order, now):\n    raise KeyboardInterrupt\n",
+         r"`evict` stopped when called with .*: KeyboardInterrupt: \(line 2: raise"),
+        ("raise KeyboardInterrupt\n", r"while it is read: KeyboardInterrupt: \(line 1: raise"),
+    ],
+    ids=["in NumPy", "by Ctrl-C", "by Ctrl-C while it is read"],
+)  # fmt: skip
+def test_the_line_that_stopped(text, says, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    run = run_check(9, "--file", path)
+    assert run.returncode == 1 and not run.stderr
+    assert re.search(says, " ".join(run.stdout.split())), run.stdout
+
+
+def test_ctrl_c_ends_all_checks(monkeypatch, capsys):
+    from lessons import check
+
+    def interrupted(*command, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check.subprocess, "run", interrupted)
+    assert check.main([]) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_an_answer_that_never_ends(tmp_path, monkeypatch, capsys):
     from lessons import check
 
