@@ -116,7 +116,10 @@ def same(got: Any, expected: Any, what: str, rtol: float = 1e-6, atol: float = 1
         farthest = np.argmax(np.where(far, np.nan_to_num(off, nan=np.inf), -1))
         worst = np.unravel_index(farthest, off.shape)
         at = f" at {tuple(map(int, worst))}" if worst else ""
-        raise Wrong(f"{what} is {numbers[worst]:.6g}{at}, expected {expected[worst]:.6g}")
+        found, wanted = f"{numbers[worst]:.6g}", f"{expected[worst]:.6g}"
+        if found == wanted:  # they differ further on
+            found, wanted = f"{numbers[worst]:.12g}", f"{expected[worst]:.12g}"
+        raise Wrong(f"{what} is {found}{at}, expected {wanted}")
 
 
 # Looking at a file.

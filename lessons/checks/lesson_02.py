@@ -118,6 +118,10 @@ def compare(name, got, rights, i, grad, shape, about) -> None:
         raise Wrong(f"{where} has shape {got.shape}, expected {right.shape}: {why}")
     if np.allclose(got, right, rtol=1e-12, atol=1e-12):
         return
+    if np.allclose(got, right):
+        raise Wrong(
+            f"{where} is right to a few digits only: stay in the dtype of `grad`, float64 here"
+        )
     if got.shape == other.shape and np.allclose(got, other) and not np.allclose(other, right):
         raise Wrong(
             f"{where} is the one of the other input: where the condition holds, a was chosen"

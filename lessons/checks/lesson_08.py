@@ -48,33 +48,34 @@ def check(answer: ModuleType) -> str:
                 raise Wrong(
                     f"{about} is {got / 1e6:,.1f} MB, a rehearsed step needs "
                     f"{(state + activations) / 1e6:,.1f} MB ({off:+.0%}): "
-                    f"{why(got, case, recompute, state, activations)}"
+                    f"{why(got, case, recompute, state)}"
                 )
             worst = max(worst, abs(off))
     return f"At worst {worst:.1%} off, from nothing but a list of arrays."
 
 
-def why(got: float, case: tuple, recompute: bool, state: int, activations: int) -> str:
+def why(got: float, case: tuple, recompute: bool, state: int) -> str:
     """The mistake whose answer comes closest, if one comes close."""
     _, context, layers, width, batch = case
     array = 4 * batch * context * width
     n = state // 16
     heads = width // 64
-    stored = rehearsed(*case, False)[1]
+    stored = (16 * layers + 5) * array
+    activations = (layers + 16 + 5) * array if recompute else stored  # as the list has them
     mistakes = [
         (state, "that is weights, gradients and averages: activations are missing"),
         (activations, "that is activations alone: each weight takes 16 bytes, too"),
         (4 * n + activations, "gradients and averages are missing: 16 bytes per parameter, not 4"),
         (8 * n + activations, "AdamW keeps two averages for each weight: 16 bytes, not 8"),
         (12 * n + activations, "weights, gradients and *two* averages make 16 bytes, not 12"),
+        (state - 128 * layers * width**2 + activations,
+         "the MLP's weights are missing: 8 of the 12 width x width matrices of a layer"),
         (2 * (state + activations), "a float32 has 4 bytes; 8 are those of a float64"),
         ((state + activations) / 4, "those are numbers, not bytes: a float32 has 4"),
         (state + activations / batch, "activations are kept for every sequence of the batch"),
         (state + activations / context, "activations are kept for every token of the context"),
         (state + activations + 4 * batch * heads * context**2 * (1 if recompute else layers),
          "no matrix of scores (context x context) is kept: attention works in tiles"),
-        (state + array * layers * 8 + 5 * array,
-         "half of a layer is missing: the MLP's inside is four times as wide, twice"),
         (state + 16 * array * layers * layers, "16 arrays per layer, not 16 for each pair of them"),
     ]  # fmt: skip
     if recompute:
@@ -90,9 +91,17 @@ def why(got: float, case: tuple, recompute: bool, state: int, activations: int) 
         mistakes += [
             (state + layers * array, "that is one array per layer: without recompute all 16 stay"),
             (state + 16 * array, "that is a single layer: all of them keep their arrays"),
-        ]
+            (state + 16 * layers * array,
+             "what the layers keep is all there; at the peak there are gradients inside the last "
+             "one, too: its own input's, and the wide one in the MLP"),
+        ]  # fmt: skip
+        mistakes += [
+            (state + (count * layers + 5) * array,
+             f"that is {count} arrays per layer: count again, 16 are kept")
+            for count in range(6, 30) if count != 16
+        ]  # fmt: skip
     nearest, text = min(mistakes, key=lambda mistake: abs(np.log(max(got, 1) / mistake[0])))
-    if abs(got / nearest - 1) < 0.03:
+    if abs(got / nearest - 1) < 0.01:
         return text
     more = "too much" if got > state + activations else "too little"
     return (

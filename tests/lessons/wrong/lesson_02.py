@@ -10,6 +10,8 @@ WRONG = [
     ("mean", "    missing = grad.ndim - len(shape)\n",
      "    grad = grad * np.prod(shape) / max(1, grad.size)\n    missing = grad.ndim - len(shape)\n",
      "Their uses add up"),
+    ("float32", "    to_a = np.where", "    grad = grad.astype(np.float32)\n    to_a = np.where",
+     "a few digits only"),
     ("no keepdims", "grad.sum(axis=stretched, keepdims=True)", "grad.sum(axis=stretched)",
      "stays when it is summed"),
     ("one gradient", RETURN, "return unbroadcast(to_a, a_shape)", "expected two gradients"),

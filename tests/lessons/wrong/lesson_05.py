@@ -19,6 +19,7 @@ WRONG = [
     ("numbers for bytes", "FLOAT = 4", "FLOAT = 1", "numbers, not bytes"),
     ("float64", "FLOAT = 4", "FLOAT = 8", "those of a float64"),
     ("gain and bias forgotten", "(2 * rows * width + 2 * width)", "(2 * rows * width)", "gain and"),
+    ("bias forgotten", "(2 * rows * width + 2 * width)", "(2 * rows * width + width)", "gain and"),
     ("update read only", "FLOAT * 7 * parameters", "FLOAT * 4 * parameters", "crosses"),
     ("sum of times", ADAMW, adamw("flops / peak + nbytes / bandwidth"), "go on at once"),
     ("the faster", ADAMW, adamw("min(flops / peak, nbytes / bandwidth)"), "not the faster"),

@@ -39,6 +39,8 @@ WRONG = [
     ("lse without the maximum", "(np.log(total) + top)", "np.log(total)", "has to be added again"),
     ("a sum, no logarithm", "(np.log(total) + top)", "total", "not its logarithm"),
     ("what was there stays", "rest[...] = 0", "pass", "has to be overwritten"),
+    ("a little added to the sum", "total = seen.sum(axis=-1, keepdims=True)",
+     "total = seen.sum(axis=-1, keepdims=True) + 1e-8", "shares is 0.99999999 at"),
     ("float64", "lse = np.empty(scores.shape[:-1], scores.dtype)",
      "lse = np.empty(scores.shape[:-1])", "lse are float64"),
     ("shares alone", RETURN, "return scores", "expected the pair"),
