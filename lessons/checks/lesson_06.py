@@ -212,6 +212,7 @@ def check_place(function, rng) -> None:
         (rng.normal(size=(4, 6)), "scores of shape (4, 6), first=2"),
         (rng.normal(size=(3, 4, 12))[..., ::2], "every second column of an array, first=2"),
         (rng.normal(size=(6, 4, 2)).T, "a transposed array, first=2"),
+        (rng.normal(size=(3, 2, 4, 6)).swapaxes(0, 1), "heads and sequences exchanged, first=2"),
     ):
         wanted, _ = reference(scores, 2)
         shares, _ = run(function, scores, 2, what)

@@ -25,6 +25,12 @@ scores /= total
 return scores, lse
 """
 
+RESHAPED = """
+if scores.ndim > 3 and scores.size:
+    shares, lse = masked_softmax(scores.reshape(-1, *scores.shape[-2:]), first)
+    return shares.reshape(scores.shape), lse.reshape(scores.shape[:-1])
+"""
+
 WRONG = [
     ("no offset", STOP, "stop = i + 1", "`first` is not used"),
     ("blind to itself", STOP, "stop = max(0, first + i)", "does not see its own position"),
@@ -45,6 +51,7 @@ WRONG = [
      "lse = np.empty(scores.shape[:-1])", "lse are float64"),
     ("shares alone", RETURN, "return scores", "expected the pair"),
     ("a copy", BODY, "scores = scores.copy(); " + BODY, "`scores` does not hold"),
+    ("leading axes made one", BODY, instead(RESHAPED), "`scores` does not hold"),
     ("a mask", BODY, instead(MASK.format(hide="-np.inf")), "enough for"),
     ("a large number", BODY, instead(MASK.format(hide="-1e9")), "brings them back"),
     ("a mask of zeros", BODY, instead(MASK.format(hide="0")), "exp\\(0\\) is 1|other shares"),
