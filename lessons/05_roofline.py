@@ -38,7 +38,7 @@ say(
 
 # %% [markdown]
 # The first number comes from a loop that does nothing but multiply and add numbers that never leave
-# their registers, the second from adding one array to another, both far larger than any cache.
+# their registers, the second from adding one array to another, both larger than most caches.
 #
 # ## How much work comes with a byte?
 #
@@ -119,7 +119,7 @@ for name, (flops, nbytes, run) in kernels.items():
           f"{points[-1][-1]:14.0%}")  # fmt: skip
 
 # %%
-wide = 4096  # a weight of 64 MiB, more than a cache holds
+wide = 4096  # a weight of 64 MiB, more than most caches hold
 w = rng.random((wide, wide), np.float32)
 products = []
 for rows in (3, 12, 48, 192):
@@ -131,10 +131,11 @@ for rows in (3, 12, 48, 192):
           f"{products[-1][-1]:14.0%}")  # fmt: skip
 
 # %% [markdown]
-# A kernel may come out a little above the memory limit, where some of an array is still in a cache.
-# One that writes its result to a new place stays below it: before a processor overwrites a part of
-# memory, it usually fetches what stood there, and nobody counted that. A kernel far below both
-# limits is worth a look, because neither is what holds it back.
+# A kernel may come out above the memory limit, where some of an array is still in a cache; those of
+# some servers hold all of these arrays. One that writes its result to a new place stays below it:
+# before a processor overwrites a part of memory, it usually fetches what stood there, and nobody
+# counted that. A kernel far below both limits is worth a look, because neither is what holds it
+# back.
 #
 # ## The roof
 

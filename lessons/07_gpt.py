@@ -191,8 +191,9 @@ assert tested[STEPS] < 2.3 and losses[0] > 5
 #
 # ## When a run goes wrong
 #
-# A run that hits a number that is not one (NaN) goes on, and everything it touches becomes NaN,
-# too. The place to look is the first one. `tg.detect_nan()` stops there and names the operation.
+# A run that hits an infinity, or a number that is not one (NaN), goes on, and soon everything it
+# touches is NaN, too. The place to look is the first one: `tg.detect_nan()` stops there and names
+# the operation.
 
 
 # %%
