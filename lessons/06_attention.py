@@ -187,6 +187,7 @@ written_out, packaged = written_out_attention(*ours), packaged_attention(*theirs
 written_out.backward(cotangent)
 packaged.backward(cotangent)
 
+assert written_out.dtype == packaged.dtype
 np.testing.assert_allclose(written_out.data, out, atol=1e-5)
 np.testing.assert_allclose(packaged.data, out, atol=1e-5)
 for a, b in zip(theirs, ours):

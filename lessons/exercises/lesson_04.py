@@ -10,8 +10,8 @@ after another in memory, and the inner loop reads from the first number to the l
     pack_b(b, width)   b (K, N) -> (panels, K, width): [p, k, j] is b[k, p * width + j]
     pack_a(a, height)  a (M, K) -> (panels, K, height): [p, k, i] is a[p * height + i, k]
 
-As many panels as it takes; what lies beyond the edge of the matrix is 0. The result is a new,
-C-contiguous array of the matrix's dtype; the matrix stays as it is, and may be a slice or a
+As many panels as it takes, of an empty matrix none; what lies beyond the edge is 0. The result is
+a new, C-contiguous array of the matrix's dtype; the matrix stays as it is, and may be a slice or a
 transposed view. With `width` = TILE_N, `pack_b` gives the panels that `rows_of_tiles` in
 tinygrad_edu/kernels/ladder.py makes one by one, and with one panel the block that `packed` makes.
 
