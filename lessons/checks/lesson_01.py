@@ -33,7 +33,7 @@ def check(answer: ModuleType) -> str:
         x, y = tanh_of(number)
         if not all(isinstance(x, (tuple, list)) for x in (y.inputs, getattr(y, "slopes", ()))):
             raise Wrong("inputs and slopes are tuples, even of one: `(self,)` and `(slope,)`")
-        call(y.backward, about="no arguments, on the result of tanh")
+        call(backward, y, about="the result of tanh")
         if x.grad == 0 and x not in tuple(y.inputs):
             raise Wrong(
                 "the result does not name its input: pass `(self,)` as `inputs`, or `backward` "
@@ -44,16 +44,24 @@ def check(answer: ModuleType) -> str:
     # behind another operation, and used twice
     x = value_type(0.7)
     y = call(value_type.tanh, x)
-    call((y * y + y * x).backward)
+    call(use_twice, x, y, about="tanh(x)^2 + x tanh(x)")
     t = math.tanh(0.7)
     same(x.grad, (2 * t + 0.7) * (1 - t * t) + t, "the gradient of tanh(x)^2 + x tanh(x) at 0.7")
 
     for number in (800.0, -800.0):
         x, y = tanh_of(number)
         same(y.data, math.copysign(1, number), f"the value of tanh({number})")
-        call(y.backward)
+        call(backward, y, about="the result of tanh")
         check_slope(x, number)
     return "Values, slopes, and the far ends, where e^x has no number of its own."
+
+
+def backward(value) -> None:
+    value.backward()
+
+
+def use_twice(x, y) -> None:
+    (y * y + y * x).backward()
 
 
 def check_slope(x, number: float) -> None:

@@ -186,7 +186,10 @@ def why_pass(ratio: float, got: dict, case: Case, function: Callable) -> str:
             "an addition), and a weight is 2 bytes here, not 4"
         )
     if is_one_of(ratio, 0.5):
-        return "a weight has 2 bytes, so that many have to arrive"
+        return (
+            "2 bytes have to arrive, not 1, and 2 FLOPs per token have to hide them, those of the "
+            "way forward; 4 are those of the way back"
+        )
     if is_one_of(ratio, 8):
         return (
             "that is 8 times too many: 16 bytes are the state's, and only the weights' 2 stream in "

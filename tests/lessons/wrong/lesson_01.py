@@ -27,5 +27,7 @@ WRONG = [
         "self.data = t; " + RETURN,
         "changes the value it is called on",
     ),
+    ("no product", "def __mul__", "def product", "`use_twice` stopped.*unsupported operand"),
+    ("no walk", "def backward", "def walk", "`backward` stopped.*no attribute 'backward'"),
     ("sigmoid", "t = math.tanh(self.data)", "t = 1 / (1 + math.exp(-self.data))", "expected 0"),
 ]

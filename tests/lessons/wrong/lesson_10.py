@@ -26,6 +26,7 @@ WRONG = [
     ("at the peak", PASS, "2 * peak / (2 * bandwidth) if streams else 0", "rate achieved"),
     ("bits", PASS, "2 * rate / (2 * bandwidth * 8) if streams else 0", "not in bits"),
     ("both ways", PASS, "2 * rate / (6 * bandwidth) if streams else 0", "those of both ways"),
+    ("way back", PASS, "2 * rate / (4 * bandwidth) if streams else 0", "4 are those of the way"),
     ("the model's size", PASS, "parameters * " + PASS, "the model's size cancels"),
     ("one operation", PASS, "2 * rate / bandwidth if streams else 0", "two operations"),
     ("always streaming", PASS, "2 * rate / (2 * bandwidth)", "0 exactly where nothing streams"),
