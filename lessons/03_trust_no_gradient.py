@@ -120,6 +120,10 @@ for dtype in (np.float64, np.float32):
 # each one matters: the *cotangent* $c$. Many checks take ones, which is what `y.sum()` amounts to.
 # Here are two mistakes that have been made many times: a factor that is in the forward pass only,
 # and a standard deviation that the backward pass takes for a constant.
+#
+# (A `tg.Function` is an operation of one's own. `forward` computes, on NumPy arrays, and saves in
+# `ctx` what the way back will need; `backward` turns the gradient of the output into that of the
+# input, as `pull_back` did in lesson 2; and `apply` calls it, with the tape watching.)
 
 # %%
 import tinygrad_edu as tg

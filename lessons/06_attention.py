@@ -278,6 +278,12 @@ np.testing.assert_allclose(again[past], shares[past], atol=1e-5)
 #
 # Now the network that shall learn the dictionary program. It sees random letters, and is told at
 # each what `look_up` would say (and nothing where that does not know).
+#
+# It is made of layers, which are functions with weights. `Embedding` is a table with a row of
+# numbers for each letter, `Linear` a product with a matrix, and `LayerNorm` brings each row to mean
+# zero and spread one. `cross_entropy` makes the scores shares, by a softmax, and is the negative
+# logarithm of the share that the right answer got: the loss. `AdamW` turns each weight a little
+# against its gradient.
 
 # %%
 F, nn = tg.functional, tg.nn
