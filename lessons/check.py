@@ -23,6 +23,7 @@ import tempfile
 import textwrap
 import traceback
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -132,7 +133,8 @@ def file_of(lesson: int, solution: bool = False) -> Path:
 def read_answer(path: Path) -> ModuleType:
     """The answer as a module; Wrong if it cannot be read."""
     name = ANSWER + path.stem
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = SourceFileLoader(name, str(path))  # whatever the file's name ends in
+    spec = importlib.util.spec_from_loader(name, loader)
     module = importlib.util.module_from_spec(spec)
     try:
         with contextlib.redirect_stdout(io.StringIO()):

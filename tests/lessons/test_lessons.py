@@ -301,6 +301,17 @@ def test_an_answer_that_never_ends(tmp_path, monkeypatch, capsys):
     assert "had not ended after 3 s" in capsys.readouterr().out
 
 
+def test_any_file_may_hold_an_answer_but_no_folder(tmp_path):
+    from lessons.check import file_of
+
+    path = tmp_path / "answer.txt"
+    path.write_text(file_of(2, solution=True).read_text())
+    run = run_check(2, "--file", path)
+    assert (run.returncode, run.stderr) == (0, ""), run.stdout
+    run = run_check(2, "--file", tmp_path)
+    assert (run.returncode, run.stderr) == (1, "") and "while it is read" in run.stdout
+
+
 def test_a_missing_file_and_a_missing_lesson(tmp_path):
     run = run_check(1, "--file", tmp_path / "nothing.py")
     assert run.returncode == 1 and "there is no file" in run.stdout
