@@ -125,8 +125,8 @@ assert streamed == resident
 assert all((memory.weights[i] == w.data).all() for i, w in enumerate(weights))
 print("losses ", *(f"{loss:.7f}" for loss in streamed))
 say(
-    f"Four steps, every bit the same, with one matrix of {DEPTH} on the chip instead of all of "
-    f"them with their gradients: {first[0].nbytes / 1e6:.1f} MB instead of "
+    f"Four steps, every bit the same, with one matrix of {DEPTH} and its gradient on the chip "
+    f"instead of all of them: {2 * first[0].nbytes / 1e6:.1f} MB instead of "
     f"{2 * DEPTH * first[0].nbytes / 1e6:.1f} MB."
 )
 
