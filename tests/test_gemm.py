@@ -321,6 +321,15 @@ def test_few_terms_and_many_columns_where_memory_counts(lead):
     assert type(counted.peak_bytes) is int and counted.live_bytes == 0
 
 
+@pytest.mark.parametrize("rows, stride", [(1, 1), (8, 1), (8, 2)])
+def test_long_sums_need_no_more_workspace_than_few_rows(rows, stride):
+    a, b = np.ones((rows, 200_000 * stride), np.float32)[:, ::stride], np.ones((200_000, 1), "f")
+    counted = allocator.Recycler()
+    with allocator.memory_from(counted):
+        assert (matmul(a, b) == 200_000).all()
+    assert counted.peak_bytes <= 2 * a.size * a.itemsize * launch.threads()
+
+
 def test_out_may_overlap_an_operand():
     x = np.random.default_rng(4).standard_normal((70, 70))
     expected = x @ x

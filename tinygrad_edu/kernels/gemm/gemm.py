@@ -294,8 +294,8 @@ def _thin_plan(m, n, k):
 
 
 def _unpacked_room(m, n, k, way):
-    """Elements: for a sliver of B, for FEW rows of A, or for half of the sum of a single row."""
-    return max(64 * max(k, 32), n if way == THIN and m == 1 else 0)
+    """Elements: a sliver of B; if thin, 32 rows of one, all of A, or half the sum of one row."""
+    return max(64 * 32, m * k, n if m == 1 else 0) if way == THIN else 64 * k
 
 
 def _contiguous(x, axis):
