@@ -75,6 +75,15 @@ def test_the_variance_of_large_numbers_is_that_of_their_deviations():
     np.testing.assert_allclose(x.grad, (exact - exact.mean(axis=1, keepdims=True)) / 48, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(100_000, 2), (2, 100_000), (4, 50_000, 2)], ids=str)
+def test_long_sums_are_right_however_they_lie_in_memory(shape):
+    x = tg.Tensor(np.full(shape, 0.1, np.float32))
+    for view in (x, x.permute(*range(x.ndim)[::-1]), x[..., ::2], x[..., :1]):
+        for axis in (None, *range(x.ndim)):
+            exact = view.data.astype(np.float64).sum(axis)
+            np.testing.assert_allclose(view.sum(axis).data, exact, rtol=1e-6)
+
+
 def test_sums_of_small_ints_do_not_overflow():
     assert tg.Tensor(np.array([200, 100], np.uint8)).sum().item() == 300
     assert tg.Tensor(np.array([2**63, 5], np.uint64)).sum().item() == 2**63 + 5

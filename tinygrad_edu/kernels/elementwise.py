@@ -193,9 +193,9 @@ def sum_axes(
 ) -> np.ndarray:
     """The sum over `axes`, which leave the shape or become 1, in a's dtype or in `dtype`.
 
-    NumPy adds in pairs along the last axis, and one after the other along any other: there a large
-    sum swallows small terms (in float16 it stays at 2048 when ones are added). So long sums of that
-    kind, and all in float16, are taken in the next larger dtype.
+    NumPy adds in pairs along the last axis in memory, and one after the other along any other:
+    there a large sum swallows small terms (in float16 it stays at 2048 when ones are added). So
+    long sums of that kind, and all in float16, are taken in the next larger dtype.
     """
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(a.shape))
     shape = kept if keepdims else tuple(n for i, n in enumerate(a.shape) if i not in axes)
@@ -203,7 +203,7 @@ def sum_axes(
     if switch.off:
         return out
     inner = a.ndim
-    while inner - 1 in axes:
+    while inner - 1 in axes and a.flags.c_contiguous:
         inner -= 1
     in_runs = math.prod(a.shape[axis] for axis in axes if axis < inner)
     wide = {np.float16: np.float32, np.float32: np.float64}.get(a.dtype.type, a.dtype)
