@@ -101,6 +101,21 @@ def test_norms(n, c, dtype, layout, center, affine):
             close(got, expected, dtype)
 
 
+@pytest.mark.parametrize("dtype, scale", [(np.float32, 2.0**100), (np.float64, 2.0**1000)])
+@pytest.mark.parametrize("center", [True, False])
+def test_norms_of_numbers_whose_squares_overflow(dtype, scale, center):
+    """They are those of small ones, and the gradient is that much smaller."""
+    x, grad, weight = values(dtype, 5, 97), values(dtype, 5, 97, seed=1), values(dtype, 97, seed=2)
+    found = []
+    for factor in (1, dtype(scale)):
+        y, mean, rstd = normalize.layer_norm(x * factor, weight, None, 0.0, center)
+        needs = True, True, False
+        dx, dweight, _ = normalize.layer_norm_backward(grad, x * factor, weight, mean, rstd, needs)
+        found.append((y, dx * factor, dweight))
+    for got, expected in zip(*reversed(found), strict=True):
+        close(got, expected, dtype)
+
+
 @several
 @given(FEW_SIZES, SIZES.filter(bool), DTYPES, LAYOUTS)
 def test_cross_entropy(n, c, dtype, layout):

@@ -50,6 +50,13 @@ def layer_norm_task(arrays, sizes, numbers, piece, slot):
             middle += rest / count
             mean[i, 0] = middle
         scale = kind(1) / np.sqrt(total / count + eps)
+        if total == kind(np.inf):  # squares of large numbers are too large: of their shares, then
+            largest = total = kind(0)
+            for j in range(c):
+                largest = max(largest, abs(row[j] - middle))
+            for j in range(c):
+                total += ((row[j] - middle) / largest) ** 2
+            scale = kind(1) / np.sqrt(total / count) / largest
         rstd[i, 0] = scale
         if has_weight and has_bias:
             for j in range(c):
