@@ -9,6 +9,7 @@ much in float64, hence the factor two.
 import gc
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -455,6 +456,20 @@ def test_cache_is_reused(tmp_path):
         assert run(["-c", code], NUMBA_CACHE_DIR=str(tmp_path)).returncode == 0
         seen.append({f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()})
     assert seen[0] and seen[0] == seen[1]  # the second process compiled, and wrote, nothing
+
+
+def test_an_edit_after_the_import_does_not_put_old_code_into_the_cache_of_the_new(tmp_path):
+    root, ignore = Path(__file__).resolve().parents[1], shutil.ignore_patterns("__pycache__")
+    package = shutil.copytree(root / "tinygrad_edu", tmp_path / "tinygrad_edu", ignore=ignore)
+    (package / "kernels/.#launch.py").symlink_to("an editor's lock, which is no file")
+    begin, end = "from tinygrad_edu.kernels import jit\n", "print(jit.cache_folder())"
+    edit = "with open(jit.HERE / 'philox.py', 'a') as source: source.write('# edited')\n"
+    found = []
+    for code in (begin + end, begin + edit + end, begin + end):
+        done = run(["-P", "-c", code], PYTHONPATH=str(tmp_path), NUMBA_CACHE_DIR="")
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout)
+    assert found[0] == found[1] != found[2]
 
 
 AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt"

@@ -2,9 +2,9 @@
 
 Numba can cache compiled functions, but it looks for changes only in the file of the function
 itself, while a kernel here is built from pieces in several files. So the cache folder is named by
-a hash of every kernel source: edit any of them and an empty folder is used. Numba's
-own key inside it adds the signature, the CPU's name and features. A folder that cannot be written
-is passed over; when none can, kernels are compiled in every process.
+a hash of every kernel source as it was imported: edit any of them and an empty folder is used.
+Numba's own key inside it adds the signature, the CPU's name and features. A folder that cannot be
+written is passed over; when none can, kernels are compiled in every process.
 
 The pieces of a kernel are linked by name when it is read back: the function's, the types of its
 arguments, and a number that counts what its process had compiled before. Two functions made by one
@@ -30,15 +30,22 @@ NAMES = {"f": "float32", "d": "float64"}
 HERE = Path(__file__).resolve().parent
 
 
+def sources_hash():
+    digest = hashlib.sha256()
+    for source in sorted(filter(Path.is_file, HERE.rglob("*.py"))):  # an editor's lock is no file
+        digest.update(str(source.relative_to(HERE)).encode() + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+SOURCES = sources_hash()  # now: what this process compiles later is what it imports now
+
+
 @functools.cache
 def cache_folder():
     """A folder we may write to: in NUMBA_CACHE_DIR, beside the sources, the user's; or None."""
     import numba
 
-    digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(HERE.rglob("*.py")):
-        digest.update(str(source.relative_to(HERE)).encode() + source.read_bytes())
-    name = "kernels-" + digest.hexdigest()[:16]
+    name = f"kernels-{numba.__version__}-{SOURCES}"
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for base in (numba.config.CACHE_DIR, HERE / "__pycache__", user):
         if not base:
