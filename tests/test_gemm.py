@@ -472,6 +472,28 @@ def test_an_edit_after_the_import_does_not_put_old_code_into_the_cache_of_the_ne
     assert found[0] == found[1] != found[2]
 
 
+TASK = """
+from tinygrad_edu.kernels.launch import task
+
+@task
+def nothing(arrays, sizes, numbers, piece, slot):
+    pass
+
+for dtype in "fd":
+    nothing.compile(dtype)
+"""
+
+
+def test_each_element_type_has_an_index_of_its_own(tmp_path):
+    """Two processes that add to one at the same time may number two kernels alike: then either
+    would run the other's machine code, now and for good."""
+    (tmp_path / "script.py").write_text(TASK)
+    done = run([str(tmp_path / "script.py")], NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.rglob("*nothing*.1.nbc"))) == 2
+    assert not list(tmp_path.rglob("*.2.nbc"))
+
+
 AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt"
 
 

@@ -3,8 +3,9 @@
 Numba can cache compiled functions, but it looks for changes only in the file of the function
 itself, while a kernel here is built from pieces in several files. So the cache folder is named by
 a hash of every kernel source as it was imported: edit any of them and an empty folder is used.
-Numba's own key inside it adds the signature, the CPU's name and features. A folder that cannot be
-written is passed over; when none can, kernels are compiled in every process.
+Numba's own key inside it adds the CPU's name and features, and each element type has a folder of
+its own, as two processes that add to one index at the same time may give two files one name. A
+folder that cannot be written is passed over; when none can, kernels are compiled in every process.
 
 The pieces of a kernel are linked by name when it is read back: the function's, the types of its
 arguments, and a number that counts what its process had compiled before. Two functions made by one
@@ -60,13 +61,14 @@ def cache_folder():
     return None
 
 
-def cached(decorator, function, **options):
+def cached(decorator, function, dtype, **options):
     """decorator(cache=True, **options)(function), with the machine code in `cache_folder`."""
     import numba
 
     folder = cache_folder()
     if folder is None:
         return decorator(**options)(function)
+    folder = os.path.join(folder, NAMES[dtype])
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, folder
     try:  # the folder is read while the decorator runs, and never after
         return decorator(cache=True, **options)(function)
@@ -132,7 +134,7 @@ class Kernel:
         if self.options.get("parallel"):
             start_threads()
         with announced(f"{self.function.__name__} for {NAMES[dtype]}"):
-            kernel = cached(numba.njit, self.function, **self.options)
+            kernel = cached(numba.njit, self.function, dtype, **self.options)
             try:
                 kernel.compile(self.signature(dtype))
             except OSError:  # the disk is full, say: the cache is a convenience

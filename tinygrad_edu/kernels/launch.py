@@ -264,7 +264,7 @@ class Task:
 
         with jit.announced(f"{self.__name__} for {jit.NAMES[dtype]}"):
             try:
-                function = jit.cached(decorator, self.body, **self.options)
+                function = jit.cached(decorator, self.body, dtype, **self.options)
             except OSError:  # no room for the cache
                 function = decorator(**self.options)(self.body)
         self.compiled[dtype] = function.address, _launch["d"], function
