@@ -137,7 +137,7 @@ class Kernel:
             kernel = cached(numba.njit, self.function, dtype, **self.options)
             try:
                 kernel.compile(self.signature(dtype))
-            except OSError:  # the disk is full, say: the cache is a convenience
+            except Exception:  # a full disk, a damaged file: the cache is a convenience
                 kernel = numba.njit(**self.options)(self.function)
                 kernel.compile(self.signature(dtype))
         self.compiled[dtype] = kernel.overloads[kernel.signatures[0]].entry_point

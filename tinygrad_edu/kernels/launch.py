@@ -265,7 +265,7 @@ class Task:
         with jit.announced(f"{self.__name__} for {jit.NAMES[dtype]}"):
             try:
                 function = jit.cached(decorator, self.body, dtype, **self.options)
-            except OSError:  # no room for the cache
+            except Exception:  # no room for the cache, or a damaged file in it
                 function = decorator(**self.options)(self.body)
         self.compiled[dtype] = function.address, _launch["d"], function
         return self.compiled[dtype]
