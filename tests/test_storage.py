@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tinygrad_edu.kernels import update
 from tinygrad_edu.locks import locks
-from tinygrad_edu.memory import Chip, ExternalMemory, external
+from tinygrad_edu.memory import Chip, ExternalMemory, external_file
 from tinygrad_edu.storage import CHUNK, WEIGHT, ArrayStorage, new_storage
 
 several = settings(max_examples=40, deadline=None)
@@ -317,17 +317,17 @@ def test_state_of_short_dtypes_is_float32(make):
         same(storage.state_array(kind), -array)
 
 
-class Slow(external.Calls):
+class Slow(external_file.Calls):
     """Writes that are late, as those of a disk may be."""
 
     @staticmethod
     def write(descriptor, buffer, offset):
         time.sleep(0.005)
-        return external.Calls.write(descriptor, buffer, offset)
+        return external_file.Calls.write(descriptor, buffer, offset)
 
 
 def test_updates_one_after_the_other_with_one_gradient(make, monkeypatch):
-    monkeypatch.setattr(external, "calls", Slow())
+    monkeypatch.setattr(external_file, "calls", Slow())
     storage = make((9,))
     storage.make_state(("m", "v"))
     storage.add_grad(values((9,)))

@@ -13,20 +13,20 @@ import pytest
 import tinygrad_edu as tg
 from tinygrad_edu import functional as F
 from tinygrad_edu import nn
-from tinygrad_edu.memory import Chip, ExternalMemory, external
+from tinygrad_edu.memory import Chip, ExternalMemory, external_file
 
 METHODS = ("open", "allocate", "read", "write", "fsync", "truncate")
 ROOMY = "1MB"  # for the small model
 
 
-class Medium(external.Calls):
+class Medium(external_file.Calls):
     """The operating system, with a log; `before(self, method)` is called before each call."""
 
     def __init__(self, before=None):
         self.log, self.failed, self.mutex = [], False, threading.Lock()
         self.before = before or (lambda medium, method: None)
         for name in (*METHODS, "replace"):
-            setattr(self, name, self.wrapped(name, getattr(external.Calls, name)))
+            setattr(self, name, self.wrapped(name, getattr(external_file.Calls, name)))
 
     def wrapped(self, name, real):
         def call(*arguments):
@@ -50,7 +50,7 @@ def failing(method, n, error, for_good=False):
     return Medium(before)
 
 
-class Stuttering(external.Calls):
+class Stuttering(external_file.Calls):
     """Moves 1 to `most` bytes a call; from read number `ends_at` on the file seems to end."""
 
     def __init__(self, most, ends_at=None):
@@ -69,7 +69,7 @@ class Stuttering(external.Calls):
         return os.pwrite(descriptor, self.some(buffer), offset)
 
 
-class Dawdling(external.Calls):
+class Dawdling(external_file.Calls):
     """Sleeps before and after moving bytes, now and then, for up to two milliseconds."""
 
     def __init__(self, seed):
@@ -81,13 +81,13 @@ class Dawdling(external.Calls):
 
     def read(self, *arguments):
         self.nap()
-        count = external.Calls.read(*arguments)
+        count = external_file.Calls.read(*arguments)
         self.nap()
         return count
 
     def write(self, *arguments):
         self.nap()
-        count = external.Calls.write(*arguments)
+        count = external_file.Calls.write(*arguments)
         self.nap()
         return count
 

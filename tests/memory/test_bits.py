@@ -21,7 +21,7 @@ from tinygrad_edu import functional as F
 from tinygrad_edu import nn
 from tinygrad_edu.kernels import blocks
 from tinygrad_edu.kernels.matmul import set_num_threads
-from tinygrad_edu.memory import Chip, ExternalMemory, external
+from tinygrad_edu.memory import Chip, ExternalMemory, external_file
 from tinygrad_edu.memory.budget import Budget
 from tinygrad_edu.storage import ArrayStorage
 
@@ -504,14 +504,14 @@ def test_after_an_interrupted_update_ops_see_the_numbers_that_are_there(
 ):
     """Some may be of the step, some of the one before: whoever catches it may go on."""
 
-    class SlowToWrite(external.Calls):
+    class SlowToWrite(external_file.Calls):
         @staticmethod
         def write(*arguments):
             if threading.current_thread().name == "chip writer":
                 time.sleep(0.05)
-            return external.Calls.write(*arguments)
+            return external_file.Calls.write(*arguments)
 
-    monkeypatch.setattr(external, "calls", SlowToWrite())
+    monkeypatch.setattr(external_file, "calls", SlowToWrite())
     calls = []
 
     def interrupted(data, grad):

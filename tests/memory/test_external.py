@@ -19,8 +19,15 @@ import pytest
 
 import tinygrad_edu as tg
 from tinygrad_edu import nn
-from tinygrad_edu.memory import Chip, ChipMemoryError, ExternalMemory, ExternalMemoryError, external
-from tinygrad_edu.memory.external import PAGE
+from tinygrad_edu.memory import (
+    Chip,
+    ChipMemoryError,
+    ExternalMemory,
+    ExternalMemoryError,
+    external,
+    external_file,
+)
+from tinygrad_edu.memory.external_file import PAGE
 
 from .doubles import (
     ROOMY,
@@ -200,6 +207,17 @@ def test_a_file_beside_a_closed_one_that_is_not_ours_is_left_alone(closed):
     assert closed.read_bytes() == before and notes.read_bytes() == b"my notes"
 
 
+def test_a_closed_file_beside_another_is_not_emptied_for_it(path):
+    beside = path.with_name(f"{path.name}.new")
+    for each in (beside, path):
+        parameters(each, True, a=(2, 3))
+    before = path.read_bytes(), beside.read_bytes()
+    with pytest.raises(ExternalMemoryError, match=f"{beside} is a closed .* in the way of another"):
+        parameters(path, True, a=(2, 3))
+    assert (path.read_bytes(), beside.read_bytes()) == before
+    parameters(beside, True, a=(2, 3))
+
+
 @pytest.mark.parametrize(
     "place, words",
     [("no/such/folder", "No such file or directory"), ("", "Is a directory")],
@@ -212,7 +230,7 @@ def test_a_read_only_place_is_named(closed, monkeypatch):
     def open_read_only(*_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(external.Calls, "open", staticmethod(open_read_only))
+    monkeypatch.setattr(external_file.Calls, "open", staticmethod(open_read_only))
     refused(closed, "cannot be opened as external memory: Read-only file system", errno.EROFS)
 
 
@@ -380,7 +398,7 @@ def test_after_damage_the_chip_does_not_go_on(path):
 
 @pytest.mark.parametrize("most", [1, 7, 100])
 def test_short_reads_and_writes_change_no_bit(path, monkeypatch, most):
-    monkeypatch.setattr(external, "calls", Stuttering(most))
+    monkeypatch.setattr(external_file, "calls", Stuttering(most))
     for _ in range(2):
         assert train_on_chip(path) == train()
 
@@ -388,7 +406,7 @@ def test_short_reads_and_writes_change_no_bit(path, monkeypatch, most):
 def test_a_file_that_ends_early_is_said_to_be_truncated(path, monkeypatch):
     for ends_at in range(1, 1000):
         stuttering = Stuttering(64, ends_at)
-        monkeypatch.setattr(external, "calls", stuttering)
+        monkeypatch.setattr(external_file, "calls", stuttering)
         try:
             assert train_on_chip(path) == train()
             break
@@ -401,7 +419,7 @@ def test_a_file_that_ends_early_is_said_to_be_truncated(path, monkeypatch):
 def test_however_the_threads_interleave_the_bits_are_the_same(path, monkeypatch, seed):
     with Chip(ROOMY) as chip:
         train(3)
-    monkeypatch.setattr(external, "calls", Dawdling(seed))
+    monkeypatch.setattr(external_file, "calls", Dawdling(seed))
     for memory in (chip.peak_bytes, ROOMY):
         assert train_on_chip(path, memory, poison=True, steps=3) == train(3)
 
@@ -413,7 +431,7 @@ def test_updates_in_many_chunks_change_no_bit_however_slow(path, monkeypatch, se
     cell = 1 << 14  # elements or bytes: a whole number of the pieces that norms are summed by
     for module in (external, file_update, streamed):
         monkeypatch.setattr(module, "GRID", cell)
-    monkeypatch.setattr(external, "calls", Dawdling(seed))
+    monkeypatch.setattr(external_file, "calls", Dawdling(seed))
     assert train_on_chip(path, poison=True, width=160) == train(width=160)
     opened(path)
 
@@ -557,7 +575,7 @@ def test_parameters_of_a_closed_chip_say_so(path):
 
 def test_calls_are_made_in_the_order_that_survives_a_power_cut(path, monkeypatch):
     medium = Medium()
-    monkeypatch.setattr(external, "calls", medium)
+    monkeypatch.setattr(external_file, "calls", medium)
     train_on_chip(path)
     log = medium.log
     # Marked live, and that flushed, before anything is changed; closed only once all is flushed.

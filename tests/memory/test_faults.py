@@ -22,7 +22,7 @@ from tinygrad_edu.memory import (
     Chip,
     ExternalMemory,
     ExternalMemoryError,
-    external,
+    external_file,
     residency,
     transfer,
 )
@@ -74,7 +74,7 @@ def test_whichever_call_fails_the_run_has_the_same_bits_or_says_so(
     expected = train()
     for n in range(1, 1000):
         medium = failing(method, n, error, for_good)
-        monkeypatch.setattr(external, "calls", medium)
+        monkeypatch.setattr(external_file, "calls", medium)
         with within(20):
             try:
                 assert train_on_chip(path, tight, poison=True) == expected
@@ -84,7 +84,7 @@ def test_whichever_call_fails_the_run_has_the_same_bits_or_says_so(
                 assert str(path) in str(failure) and "\n" not in str(failure)
         if method == "fsync" and medium.failed:
             assert medium.log.count("fsync") == n, "a failed fsync was tried again"
-        monkeypatch.setattr(external, "calls", external.Calls())
+        monkeypatch.setattr(external_file, "calls", external_file.Calls())
         assert_all_let_go(path)
         if not medium.failed:
             break
@@ -99,10 +99,10 @@ def test_whichever_call_fails_a_closed_file_is_whole_or_marked_live(path, monkey
         train_on_chip(path, steps=1)
         before = path.read_bytes()
         medium = failing(method, n, errno.EIO)
-        monkeypatch.setattr(external, "calls", medium)
+        monkeypatch.setattr(external_file, "calls", medium)
         with contextlib.suppress(ExternalMemoryError):
             train_on_chip(path, steps=1)
-        monkeypatch.setattr(external, "calls", external.Calls())
+        monkeypatch.setattr(external_file, "calls", external_file.Calls())
         if not medium.failed:
             break
         assert path.read_bytes() == before or b'"state": "live"' in path.read_bytes()[:100]
@@ -115,7 +115,7 @@ def test_a_failed_fetch_that_is_dropped_unread_is_not_taken_for_a_weight(path, m
     expected = train()
     for n in range(1, 1000):
         medium = failing("read", n, errno.EIO)
-        monkeypatch.setattr(external, "calls", medium)
+        monkeypatch.setattr(external_file, "calls", medium)
         with within(20):
             try:
                 assert train_on_chip(path, tight, poison=True) == expected
@@ -149,7 +149,7 @@ def test_a_chip_that_lost_a_transfer_computes_nothing_more(path, monkeypatch, ti
     failures = 0
     for n in range(1, 1000, 5):
         medium = failing_in_a_thread(method, n, error)
-        monkeypatch.setattr(external, "calls", medium)
+        monkeypatch.setattr(external_file, "calls", medium)
         with within(20), contextlib.suppress(ExternalMemoryError, MemoryError):
             with Chip(tight, ExternalMemory(path)):
                 if goes_wrong():
@@ -240,7 +240,7 @@ def test_ctrl_c_ends_the_chip_at_once_and_leaves_the_file_live(path, monkeypatch
         if method == where and medium.log.count(method) == 30:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(external, "calls", Medium(before))
+    monkeypatch.setattr(external_file, "calls", Medium(before))
     with within(10), pytest.raises(KeyboardInterrupt):
         train_on_chip(path, steps=1000, each_step=each_step)
     assert live_threads() == [] and Chip._open is None
@@ -308,7 +308,7 @@ def test_a_full_disk_is_a_clean_error_wherever_it_ends(path, monkeypatch):
     ):  # the last two: in the table
         full(nbytes)
     # A file system that promises room and does not have it: the weights are cut short.
-    monkeypatch.setattr(external.Calls, "allocate", staticmethod(lambda *_: None))
+    monkeypatch.setattr(external_file.Calls, "allocate", staticmethod(lambda *_: None))
     for nbytes in (4096 + 100, 2 * 4096 + 1, 3 * 4096):
         full(nbytes)
     monkeypatch.undo()
@@ -402,7 +402,7 @@ def test_damage_found_at_a_checkpoint_ends_the_run(text, tmp_path, path, monkeyp
     def damaged(self, step, *rest):
         if step == 4:
             with open(path, "r+b") as file:
-                file.seek(external.PAGE)  # the first weight
+                file.seek(external_file.PAGE)  # the first weight
                 file.write(b"\1\2\3\4")
         commit(self, step, *rest)
 
@@ -454,19 +454,19 @@ sys.path.insert(0, {root!r})
 from gpt import disk, train
 from tests.memory.doubles import Medium
 from tests.memory.test_faults import only_train
-from tinygrad_edu.memory import external
+from tinygrad_edu.memory import external_file
 only_train()
-disk.Calls.fsync = external.Calls.fsync = staticmethod(lambda _: None)  # no power is cut here
+disk.Calls.fsync = external_file.Calls.fsync = staticmethod(lambda _: None)  # no power is cut here
 def scene(k):
     def before(medium, method):
         if len(medium.log) == k:
             os.kill(os.getpid(), signal.SIGKILL)
-    external.calls = Medium(before)
+    external_file.calls = Medium(before)
     out, err = (os.open(os.devnull, os.O_WRONLY) for _ in "ab")
     os.dup2(out, 1), os.dup2(err, 2)
     flags = [f"--out={tmp}/run-{{k}}", f"--external={tmp}/external-{{k}}"]
     train.main([*{flags!r}, *flags])
-    return len(external.calls.log)
+    return len(external_file.calls.log)
 for k in map(int, sys.argv[1:]):
     read, write = os.pipe()
     child = os.fork()
