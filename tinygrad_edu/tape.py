@@ -30,7 +30,7 @@ _numbers = itertools.count()
 class _State(threading.local):
     grad_enabled = True
     watching = False  # look for NaN and infinity after every op
-    observer: Any = None  # told of every op: (name, phase, input shapes, start in ns)
+    observer: Any = None  # told of every op: (class, phase, input shapes, start in ns)
 
     def __init__(self) -> None:
         self.scope: list[Any] = []  # the modules being called, outermost first
@@ -352,7 +352,7 @@ def walk(root: Context, slot: int, grad: np.ndarray) -> None:
         start = time.perf_counter_ns()
         results = node._backward(grads)
         if state.observer is not None:
-            state.observer(node._op.__name__, "backward", node.input_shapes, start)
+            state.observer(node._op, "backward", node.input_shapes, start)
         if state.watching:
             check_finite(node._op, "backward", node._module, [a for r in results for a in r or ()])
         edges = node._edges

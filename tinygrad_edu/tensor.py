@@ -42,7 +42,7 @@ def apply(op: type, *inputs: Any, **parameters: Any) -> Any:
     result = op.forward(ctx, *arrays, **parameters)
     state = tape.state
     if state.observer is not None:
-        state.observer(op.__name__, "forward", ctx.input_shapes, start)
+        state.observer(op, "forward", ctx.input_shapes, start)
     many = isinstance(result, tuple)
     outputs = []
     for slot, array in enumerate(result if many else (result,)):

@@ -236,6 +236,30 @@ def test_flops_of_an_op(op, shapes, forward):
     assert op_flops(op, "backward", shapes, keeps_logits=True) == kept * forward
 
 
+@pytest.mark.parametrize("make", [Rehearsal, lambda: Chip("1MB")], ids=["rehearsed", "real"])
+@pytest.mark.parametrize(
+    "name", ["Attention", "Embedding", "Linear", "LinearCrossEntropy", "Matmul", "SelfAttention"]
+)
+def test_a_function_of_ones_own_may_be_called_like_an_op(name, make):
+    """Its inputs are others, so nothing is known of its FLOPs."""
+
+    class Square(tg.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 2 * ctx.saved_tensors[0] * grad
+
+    Square.__name__ = name
+    with make() as chip:
+        Square.apply(nn.Parameter(np.ones(3, np.float32))).sum().backward()
+    events = [event for event in chip.timeline.events if event.name.startswith(f"{name} ")]
+    assert [event.flops for event in events] == [0, 0] and chip.tokens == 0
+
+
 @pytest.mark.parametrize(
     ("op", "shapes", "values"),
     [

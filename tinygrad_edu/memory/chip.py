@@ -25,7 +25,7 @@ from . import report
 from .budget import Budget
 from .external import Blob, ExternalMemory
 from .file_update import FileUpdate
-from .flops import op_flops, rows_of_weight
+from .flops import known_as, op_flops, rows_of_weight
 from .residency import UPDATE, Residency
 from .sizes import parse_size
 from .streamed import StreamedStorage
@@ -267,10 +267,10 @@ class Chip:
             elif not self.residency.evict_one():
                 raise ChipMemoryError(report.does_not_fit(self, nbytes, what))
 
-    def _observe(self, op: str, phase: str, shapes: tuple, start: int) -> None:
-        flops = op_flops(op, phase, shapes)
-        self.tokens = max(self.tokens, rows_of_weight(op, shapes))
-        name = f"{op} {phase}"
+    def _observe(self, op: type, phase: str, shapes: tuple, start: int) -> None:
+        name, kind = f"{op.__name__} {phase}", known_as(op)
+        flops = op_flops(kind, phase, shapes)
+        self.tokens = max(self.tokens, rows_of_weight(kind, shapes))
         if self.watch is not None:
             self.watch(phase, flops)
         self.timeline.record("compute", name, start, time.perf_counter_ns(), flops=flops)

@@ -14,6 +14,11 @@ ATTENTION = ("Attention", "SelfAttention")
 BACKWARD = {"Matmul": 2, "Linear": 2, "LinearCrossEntropy": 3} | dict.fromkeys(ATTENTION, 2.5)
 
 
+def known_as(op: type) -> str:
+    """The name under which an op is found here: that of its class, but not of a user's own."""
+    return "Function" if getattr(op, "is_guarded", False) else op.__name__
+
+
 def op_flops(op: str, phase: str, shapes: tuple, keeps_logits: bool = False) -> int:
     """`shapes`: those of the op's inputs, None for what is not an array; `phase`: forward or
     backward. The loss makes its logits again in backward unless it kept them, attention its

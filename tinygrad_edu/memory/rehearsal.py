@@ -23,7 +23,7 @@ from ..kernels.switch import kernels_off
 from .chip import Chip
 from .clock import Work
 from .external import Blob, ExternalMemory, Owner
-from .flops import ATTENTION, op_bytes, op_flops, whole_blocks
+from .flops import ATTENTION, known_as, op_bytes, op_flops, whole_blocks
 from .streamed import StreamedStorage, moved_by_update
 
 NO_LIMIT = 1 << 62
@@ -122,17 +122,18 @@ class Rehearsal(Chip):
         moved = moved_by_update(blobs)
         self.works.append(Work(storage.name or "", "update", touched=moved, transfers=1))
 
-    def _observe(self, op: str, phase: str, shapes: tuple, start: int) -> None:
+    def _observe(self, op: type, phase: str, shapes: tuple, start: int) -> None:
         super()._observe(op, phase, shapes, start)
+        kind = known_as(op)
         loans, self.loans = self.loans, []
         drained, self._drained_before = self._drained - self._drained_before, self._drained
         mapped = self.budget.mapped
         fresh, self._mapped_before = mapped - self._mapped_before, mapped
         drains, self._drains = self._drains, 0
-        flops = op_flops(op, phase, shapes, self.keeps_logits)
-        touched = op_bytes(op, phase, shapes)
-        if op in ATTENTION:
-            flops = round(flops * whole_blocks(op, shapes))
+        flops = op_flops(kind, phase, shapes, self.keeps_logits)
+        touched = op_bytes(kind, phase, shapes)
+        if kind in ATTENTION:
+            flops = round(flops * whole_blocks(kind, shapes))
         weight = max((storage for storage, _ in loans), key=lambda s: s.nbytes, default=None)
         pieces = [0]  # bytes fetched; each loan of the weight after the first begins another piece
         lent = 0
@@ -142,7 +143,7 @@ class Rehearsal(Chip):
             if storage is weight and lent > 1:
                 pieces.append(0)
             pieces[-1] += fetched
-        name = op if weight is None else weight.name or op
+        name = op.__name__ if weight is None else weight.name or op.__name__
         for i, fetched in enumerate(pieces):
             flops_, touched_, drained_, transfers, fresh_ = (
                 n * (i + 1) // len(pieces) - n * i // len(pieces)
