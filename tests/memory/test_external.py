@@ -24,6 +24,7 @@ from tinygrad_edu.memory import (
     ChipMemoryError,
     ExternalMemory,
     ExternalMemoryError,
+    budget,
     external,
     external_file,
 )
@@ -633,6 +634,27 @@ def test_after_a_chip_weights_can_be_set_whatever_was_on_its_way():
         assert chip.bytes_moved["fetch"] == moved
         for layer in layers:
             layer.load_state_dict({k: v + 1 for k, v in layer.state_dict().items()})
+
+
+def test_a_closed_chip_keeps_no_memory_however_long_it_is_held(monkeypatch):
+    """Whoever wants its report holds it, and with it the blocks that wait to be used again."""
+    blocks = []
+
+    def mapped(nbytes):
+        block = budget.mapped_block(nbytes)
+        blocks.append(weakref.ref(block))
+        return block
+
+    with Chip("20MB") as chip:
+        chip.budget.new_mapping = mapped
+        weight = nn.Parameter(np.ones((400, 500), np.float32))
+        lent, kept = weight.T, weight * 2.0
+        (weight * 3.0).sum().backward()
+    assert len(blocks) == 3 and chip.budget.free == 0
+    assert lent.sum().item() == 200_000 and kept.sum().item() == 400_000
+    lent = kept = None
+    assert [block() for block in blocks] == [None] * 3 and chip.budget.free == 0
+    assert "chip of 20.0 MB" in chip.report()
 
 
 def test_a_model_that_is_dropped_leaves_the_memory():

@@ -131,6 +131,13 @@ class Budget:
         self.free += block.nbytes
         self._free[block.nbytes].append(block)
         self._freed[id(block)] = block
+        if not self.limit:
+            self._trim(0)
+
+    def close(self) -> None:
+        """Keeps no memory from here on; arrays that are still held take theirs along."""
+        self.limit = 0
+        self._trim(0)
 
     def _trim(self, wanted: int) -> None:
         """Gives free blocks back to the operating system until `wanted` bytes more fit."""

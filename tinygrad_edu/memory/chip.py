@@ -124,6 +124,7 @@ class Chip:
                 self.writer.close()
                 self.residency.close()
                 self._leaving.clear()
+                self.budget.close()
             finally:
                 self.external.close(in_order)
 
