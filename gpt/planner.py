@@ -6,6 +6,7 @@ as few passes as its memory allows; each streams all weights, and the update com
 """
 
 import bisect
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -143,13 +144,13 @@ def plan(job: Job, hardware: Hardware) -> Plan:
     ways = [(recompute, largest_pass(job, hardware, share, recompute)) for recompute in choices]
     found = [way for way in ways if way[1]]
 
-    def taken(way: tuple[bool, int]) -> tuple[Playback, float]:
+    def taken(way: tuple[bool, int]) -> Playback:
         recompute, sequences = way
         works = step_works(*one_pass(job, hardware, sequences, recompute))
         return timed(works, math.ceil(share / sequences), hardware, job)
 
     played = {way: taken(way) for way in found or [(choices[-1], 1)]}
-    (recompute, sequences), (playback, seconds) = min(played.items(), key=lambda item: item[1][1])
+    (recompute, sequences), playback = min(played.items(), key=lambda item: item[1].step_ns)
     parameters = scaling.count_parameters(job.model)
     resident = scaling.adamw_bytes(parameters).live if job.resident else 0
     smallest = need(*one_pass(job, hardware, 1, choices[-1])).nbytes
@@ -164,7 +165,7 @@ def plan(job: Job, hardware: Hardware) -> Plan:
         math.ceil(share / sequences),
         peak.plus("weights and state", resident) if resident else peak,
         playback,
-        seconds,
+        playback.step_seconds,
         bool(found),
         smallest + resident,
     )
@@ -197,8 +198,8 @@ def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> i
     return math.ceil(share / math.ceil(share / most))  # passes of equal size
 
 
-def timed(step: list[Work], passes: int, hardware: Hardware, job: Job) -> tuple[Playback, float]:
-    """The step of `passes` passes: played, or from the first few where there are many."""
+def timed(step: list[Work], passes: int, hardware: Hardware, job: Job) -> Playback:
+    """The step of `passes` passes: where there are many, some are played, and others added."""
     ops = [w for w in step if w.phase != "update"]
     updates = [w for w in step if w.phase == "update"]
     norm_bytes = 4 * scaling.count_parameters(job.model)
@@ -209,9 +210,16 @@ def timed(step: list[Work], passes: int, hardware: Hardware, job: Job) -> tuple[
             works, hardware, job.precision, clip=job.clip, norm_bytes=norm_bytes if job.clip else 0
         )
 
-    few = min(passes, PLAYED)
-    last = played(few)
-    if few == passes:
-        return last, last.step_seconds
-    extra = last.step_seconds - played(few - 1).step_seconds
-    return last, last.step_seconds + (passes - few) * extra
+    last = played(min(passes, PLAYED))
+    if passes <= PLAYED:
+        return last
+    before, more = played(PLAYED - 1), passes - PLAYED
+
+    def in_all(name: str) -> int | dict[str, int]:
+        found, less = getattr(last, name), getattr(before, name)
+        if isinstance(found, dict):
+            return {kind: ns + more * (ns - less[kind]) for kind, ns in found.items()}
+        return found + more * (found - less)
+
+    names = ("step_ns", "compute_ns", "stall_ns", "bubble_ns", "busy_ns")
+    return dataclasses.replace(last, **{name: in_all(name) for name in names})

@@ -86,6 +86,17 @@ def test_less_memory_means_more_passes_and_then_no_fit():
     assert not none.fits and none.limited_by == "memory" and none.smallest > 1000
 
 
+def test_the_bubble_of_many_passes_is_that_of_one_and_the_account_adds_up():
+    need = plan(job(sequences=1), CS2).need.nbytes
+    few, many = (plan(job(sequences=n), CS2.but(memory=need)) for n in (2, 50))
+    assert (few.passes, many.passes) == (2, 50)
+    found = many.as_json()
+    assert found["bubble_seconds"] == few.playback.bubble_seconds > 0
+    parts = [found["compute_seconds"], *found["stall_seconds"].values(), found["bubble_seconds"]]
+    assert sum(parts) == pytest.approx(found["step_seconds"])
+    assert found["compute_seconds"] == pytest.approx(25 * few.playback.compute_seconds)
+
+
 def test_recompute_is_chosen_only_where_it_must():
     config = GPTConfig(50, 64, 6, 2, 32)
     free = plan(job(config, 4), CS2)
