@@ -2,7 +2,8 @@
 
 The step's work comes from rehearsing the real model (`plan_works`), its time from playing that
 work on the hardware's numbers (`tinygrad_edu.memory.clock`). A chip takes its share of the batch in
-as few passes as its memory allows; each streams all weights, and the update comes after the last.
+as few passes as its memory allows, of at most a million tokens; each streams all weights, and the
+update comes after the last.
 """
 
 import bisect
@@ -18,6 +19,7 @@ from .model import GPTConfig
 from .plan_works import VALUE_BYTES, Need, need, step_works
 
 PLAYED = 2  # passes that are played; further ones take as long as the last of these
+MOST = 1 << 20  # tokens of a pass: to rehearse so many takes some seconds, and more are no faster
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,13 @@ class Plan:
 
 
 def plan(job: Job, hardware: Hardware) -> Plan:
-    """The fastest way to take the step that fits: with recompute or without, in few passes."""
+    """The fastest way to take the step that fits: with recompute or without, in few passes.
+
+    ValueError if one sequence alone is longer than a pass may be.
+    """
+    context = job.model.block_size
+    if context > MOST:
+        raise ValueError(f"a plan takes a context of at most {MOST:,} tokens, got {context:,}")
     share = math.ceil(job.sequences / hardware.chips)
     choices = [False, True] if job.recompute is None else [job.recompute]
     ways = [(recompute, largest_pass(job, hardware, share, recompute)) for recompute in choices]
@@ -178,7 +186,7 @@ def one_pass(job: Job, hardware: Hardware, sequences: int, recompute: bool) -> t
 
 def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> int:
     """How many sequences one chip can take at once, of `share`; 0 if not even one."""
-    room = hardware.memory
+    room, limit = hardware.memory, MOST // job.model.block_size
     if job.resident:
         room -= scaling.adamw_bytes(scaling.count_parameters(job.model)).live
 
@@ -190,9 +198,9 @@ def largest_pass(job: Job, hardware: Hardware, share: int, recompute: bool) -> i
         return 0
     # What is needed grows about evenly with the sequences: guess from two, then look below.
     most = max(1, 1 + int((room - one) // max(1, bytes_of(2) - one)))
-    if share <= 2 * most and bytes_of(share) <= room:
+    if share <= min(2 * most, limit) and bytes_of(share) <= room:
         return share
-    most = min(most, share - 1)
+    most = min(most, share - 1, limit)
     if bytes_of(most) > room:
         most = bisect.bisect_right(range(1, most), room, key=bytes_of)
     return math.ceil(share / math.ceil(share / most))  # passes of equal size

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from gpt import plan as command
-from gpt import plan_verify, plan_works
+from gpt import plan_verify, plan_works, planner
 from gpt.config import load_preset
 from gpt.errors import UserError
 from gpt.model import GPTConfig
@@ -97,6 +97,15 @@ def test_the_bubble_of_many_passes_is_that_of_one_and_the_account_adds_up():
     assert found["compute_seconds"] == pytest.approx(25 * few.playback.compute_seconds)
 
 
+def test_a_pass_is_no_larger_than_can_be_rehearsed(monkeypatch):
+    """However many sequences there are, and however much memory: more passes, of equal size."""
+    monkeypatch.setattr(planner, "MOST", 10 * SMALL.block_size)
+    found = plan(job(sequences=10**9 + 11), CS2.but(memory="1PB"))
+    assert (found.sequences_per_pass, found.passes, found.fits) == (10, 100_000_002, True)
+    assert plan(job(sequences=11), CS2).sequences_per_pass == 6
+    assert plan(job(sequences=10), CS2).passes == 1
+
+
 def test_recompute_is_chosen_only_where_it_must():
     config = GPTConfig(50, 64, 6, 2, 32)
     free = plan(job(config, 4), CS2)
@@ -153,6 +162,7 @@ def test_a_trace_and_a_picture(tmp_path, capsys):
         ("--trace /nonexistent/t.json", "--trace /nonexistent/t.json: expected a file in a folder"),
         ("--picture /nonexistent/p.svg", "--picture /nonexistent/p.svg: expected a file in a"),
         ("--picture p.xyz", "--picture p.xyz: expected a name that ends in .svg or .png"),
+        ("--hardware cs2 --block-size 100000000", "of at most 1,048,576 tokens, got 100,000,000"),
         ("--trace /", "--trace /: expected a file"),
         ("--trace /dev/null", "--trace /dev/null: expected a file"),
         ("--hardware cs2 --step-seconds 1e308", "no plan for these numbers"),
