@@ -74,6 +74,8 @@ def check_outputs(given: Any) -> None:
     """What cannot be written or answered is said before anything is planned."""
     if given.step_seconds is not None and given.tokens_per_second is not None:
         raise UserError("--step-seconds and --tokens-per-second measure the same: give one of them")
+    if given.compare is not None and given.chips is not None:
+        raise UserError("--chips does not go with --compare: say how many there, as in a100x16")
     for name, file in (("--trace", given.trace), ("--picture", given.picture)):
         if file is None:
             continue
@@ -92,7 +94,7 @@ def hardware_of(name: str, given: Any) -> Hardware:
     changes = {
         field: value
         for field, value in (
-            ("chips", given.chips if not given.compare else None),
+            ("chips", given.chips),
             ("memory", given.chip_memory and parse_size(given.chip_memory, "--chip-memory")),
             ("bandwidth", given.bandwidth),
             ("achieved", given.achieved),
@@ -121,8 +123,10 @@ def main(argv: list[str]) -> int:
         cli.load_preset(given.preset)  # a wrong name is said before this machine is timed
         machines = [hardware_of(name.strip(), given) for name in names]
         plans = [plan(job_of(given, precision_of(given, one)), one) for one in machines]
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise UserError(str(error)) from None
+    except OverflowError as error:
+        raise UserError(f"no plan for these numbers: {error}") from None
     try:
         return answer(given, plans)
     except UserError:
@@ -223,7 +227,7 @@ def rows_of(one: Plan) -> list[tuple[str, str]]:
 
 def report(preset: str, one: Plan) -> str:
     machine = one.hardware
-    lines = [f"{preset} on {machine.chips} x {machine.name}"]
+    lines = [f"{preset} on {machine.several}"]
     lines += [f"  {name:<19}{value}" for name, value in rows_of(one)]
     if (objection := judged(one).impossible) is not None:
         lines.append(f"  {objection}")
@@ -256,7 +260,7 @@ def judged(one: Plan) -> Judgement:
 
 
 def side_by_side(preset: str, plans: list[Plan]) -> str:
-    names = [f"{p.hardware.chips} x {p.hardware.name.split('x')[0]}" for p in plans]
+    names = [p.hardware.several for p in plans]
     cells = [
         [seconds(p.step_seconds), f"{p.tokens_per_second:,.0f}", f"{p.mfu:.1%}", days(p.days),
          "unknown" if p.cost_dollars is None else f"${p.cost_dollars:,.0f}",

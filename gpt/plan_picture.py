@@ -46,7 +46,7 @@ def draw(one: Plan, path: Path) -> None:
         color="tab:red",
     )
     figure.suptitle(
-        f"{one.parameters / 1e9:,.3g} billion parameters on {machine.chips} x {machine.name}: "
+        f"{one.parameters / 1e9:,.3g} billion parameters on {machine.several}: "
         f"{job.sequences:,} sequences per step at {machine.bandwidth / 1e9:,.3g} GB/s (dotted)"
     )
     figure.savefig(path)

@@ -136,6 +136,12 @@ def test_side_by_side(capsys):
     assert "1 x cs2" in out and "16 x a100" in out and "tokens needed" in out
 
 
+@pytest.mark.parametrize("chips", ["a100x16", "a100 --chips 16", "a100x2 --chips 16"])
+def test_chips_are_counted_once_whoever_says_how_many(capsys, chips):
+    assert command.main(["nanogpt-cpu", "--hardware", *chips.split()]) == 0
+    assert capsys.readouterr().out.startswith("nanogpt-cpu on 16 x a100\n")
+
+
 def test_a_trace_and_a_picture(tmp_path, capsys):
     trace, picture = tmp_path / "step.json", tmp_path / "plan.svg"
     argv = ["nanogpt-cpu", "--hardware", "laptop"]
@@ -166,7 +172,8 @@ def test_a_trace_and_a_picture(tmp_path, capsys):
         ("--trace /", "--trace /: expected a file"),
         ("--trace /dev/null", "--trace /dev/null: expected a file"),
         ("--hardware cs2 --step-seconds 1e308", "no plan for these numbers"),
-        ("--hardware cs2 --bandwidth 1e-300", ""),
+        ("--hardware cs2 --bandwidth 1e-300", "no plan for these numbers"),
+        ("--compare cs2,a100 --chips 16", "say how many there, as in a100x16"),
         ("--step-seconds 1 --tokens-per-second 9", "measure the same: give one"),
     ],
 )

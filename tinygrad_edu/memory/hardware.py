@@ -75,6 +75,11 @@ class Hardware:
             if name != "peak":
                 check(name, getattr(self, name))
 
+    @property
+    def several(self) -> str:
+        """ "16 x a100", be they called "a100x16" or not."""
+        return f"{self.chips} x {re.sub(r'x[0-9]+$', '', self.name)}"
+
     def peak_of(self, precision: str) -> float:
         """Dense FLOP/s of one chip in that precision; ValueError if there is no figure for it."""
         if precision not in self.peak:
