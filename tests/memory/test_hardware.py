@@ -158,6 +158,12 @@ def test_they_are_impossible_from_the_start_too(field, value):
         )
 
 
+def test_counts_may_be_given_as_floats():
+    chip = dataclasses.replace(hardware("a100"), chips=2.0, memory=40e9)
+    assert (chip.chips, chip.memory) == (2, 40 * 10**9)
+    assert {type(chip.chips), type(chip.memory)} == {int}
+
+
 def test_boundaries_that_are_possible():
     chip = hardware("a100").but(achieved=1, chips=1, latency=0, overhead=0, watts=0, memory=1)
     assert (chip.achieved, chip.latency, chip.memory) == (1, 0, 1)

@@ -73,7 +73,9 @@ class Hardware:
             check(f"peak.{precision}", rate)
         for name in LIMITS:
             if name != "peak":
-                check(name, getattr(self, name))
+                check(name, value := getattr(self, name))
+                if LIMITS[name][0] == COUNT:  # given as 40e9, say
+                    object.__setattr__(self, name, int(value))
 
     @property
     def several(self) -> str:
