@@ -1,5 +1,7 @@
 """What a chip tells, of a run that is over and of what does not fit."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,16 @@ def test_a_report_holds_the_figures_of_the_run(tmp_path):
         assert not nbytes or f"{show_size(nbytes)}  {name}" in text
     assert sum(chip.budget.at_peak.values()) == chip.peak_bytes
     assert all(len(line) <= 110 for line in text.splitlines()[1:])
+
+
+def test_a_long_run_was_not_busy_for_longer_than_it_took():
+    """Although the events of its first steps are dropped."""
+    chip = Chip("5MB")
+    chip.timeline.limit = 100
+    text = train(chip, steps=5).report()
+    assert chip.timeline.dropped
+    busy, wall = re.search(r"busy ([\d.]+) s of ([\d.]+) s", text).groups()
+    assert float(busy) <= float(wall)
 
 
 def test_a_chip_that_did_nothing_has_a_report():

@@ -63,7 +63,7 @@ def test_totals_survive_dropping(found, limit):
     found = sorted((r for r in found if not r[1]), key=lambda r: r[2] + r[3])
     found = [(lane, waits, 100 * i + s, 30) for i, (lane, waits, s, _) in enumerate(found)]
     short, long = replay(found, limit), replay(found)
-    assert short.totals() == long.totals()
+    assert short.totals() == long.totals() and short.wall() == long.wall()
     assert len(short.events) <= limit
     assert len(short.events) + short.dropped == len(found)
     assert short.events == long.events[short.dropped :]
@@ -101,6 +101,7 @@ def test_steps_keep_their_own_time_bytes_and_stalls():
     assert timeline.stalls == [("fetch", 1_000, 3_000, 0), ("drain", 11_000, 11_500, 1)]
     assert timeline.events[1] == Event("compute", "matmul", 3_000, 4_000, 0, 5, 0)
     assert timeline.totals()["drain"] == (1, 7, 0, 5e-7)
+    assert timeline.wall() == 10.5e-6
 
 
 def test_a_step_that_lost_events_says_so():
@@ -309,7 +310,7 @@ def test_an_empty_timeline_has_something_to_say():
     assert timeline.totals() == dict.fromkeys(LANES, (0, 0, 0, 0.0))
     assert (timeline.stall_seconds(), timeline.steps(), timeline.overlap()) == ({}, [], None)
     assert (timeline.events, timeline.stalls, timeline.dropped) == ([], [], 0)
-    assert timeline.busy("fetch") == 0
+    assert timeline.busy("fetch") == timeline.wall() == 0
     names, events = trace_of(timeline)
     assert (list(names.values()), events) == (list(LANES), [])
     text = list(ET.fromstring(timeline._repr_svg_()).itertext())

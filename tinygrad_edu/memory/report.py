@@ -72,12 +72,10 @@ def report(chip: "Chip") -> str:
             f"  {lane:<11} {show_size(moved[lane])} {what}, "
             f"{show_size(moved[lane] / steps)} per step{speed}"
         )
-    wall = sum(step.wall for step in timeline.steps() if step.whole)
     stalls = {cause: s for cause, s in timeline.stall_seconds().items() if s > 0}
     waited = ", ".join(f"{cause} {s:.2f} s" for cause, s in sorted(stalls.items())) or "nothing"
-    lines.append(
-        f"  compute     busy {totals['compute'].busy:.2f} s of {wall:.2f} s; waited for {waited}"
-    )
+    busy, wall = totals["compute"].busy, timeline.wall()
+    lines.append(f"  compute     busy {busy:.2f} s of {wall:.2f} s; waited for {waited}")
     overlap = timeline.overlap()
     if overlap is not None:
         lines.append(f"  overlap     {overlap:.0%} of the transfers ran while the chip computed")

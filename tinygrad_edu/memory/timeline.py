@@ -133,8 +133,8 @@ class Timeline:
     """Events and stalls of a chip, recorded from any thread.
 
     Keeps at most `limit` records. When there are more, the oldest half is dropped, once it is part
-    of the totals: `totals()` and `stall_seconds()` speak of the whole run, everything else of the
-    records that are left, and `dropped` says how many are not.
+    of the totals: `totals()`, `stall_seconds()` and `wall()` speak of the whole run, everything
+    else of the records that are left, and `dropped` says how many are not.
     """
 
     def __init__(self, limit: int = 200_000) -> None:
@@ -149,6 +149,7 @@ class Timeline:
         self._totals = {lane: [0, 0, 0, 0] for lane in LANES}  # of what was dropped; busy in ns
         self._seams = dict.fromkeys(LANES, BEGINNING)  # busy time is in _totals up to here
         self._stalls: dict[str, int] = {}
+        self._began = END
         self._first_whole_step = 0
 
     def record(
@@ -186,6 +187,7 @@ class Timeline:
         old = self._records[:count]
         del self._records[:count]  # other threads append at the other end
         self.dropped += count
+        self._began = min(self._began, *(r[2] for r in old))
         self._first_whole_step = max(self._first_whole_step, 1 + max(r[6] for r in old))
         for cause, waited in stalls_by_cause(old).items():
             self._stalls[cause] = self._stalls.get(cause, 0) + waited
@@ -237,6 +239,14 @@ class Timeline:
         for cause, waited in stalls_by_cause(records).items():
             causes[cause] = causes.get(cause, 0) + waited
         return {cause: waited / 1e9 for cause, waited in causes.items()}
+
+    def wall(self) -> float:
+        """Seconds from the first start to the last end there ever was."""
+        with self._lock:
+            records, began = self._records[:], self._began
+        if not records:
+            return 0.0
+        return (max(r[3] for r in records) - min(began, *(r[2] for r in records))) / 1e9
 
     def busy(self, lane: str, step: int | None = None) -> float:
         """Seconds in which `lane` had work: events that overlap count once, stalls not at all."""
