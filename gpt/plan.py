@@ -27,7 +27,7 @@ def parse(argv: list[str]) -> Any:
         epilog="presets: " + ", ".join(cli.preset_names()) + "; or the path of a .toml file",
     )  # fmt: skip
     add = parser.add_argument
-    add("preset", nargs="?", default="gpt2-124m", metavar="PRESET")
+    add("preset", nargs="?", metavar="PRESET", help="default: gpt2-124m; of --verify: three")
     add("--hardware", default="this-machine", help="cs1 cs2 cs3 a100 h100 h200 laptop this-machine")
     add("--chips", type=int, help="how many share the batch")
     add("--tokens", type=float, help="to train on in all (default: the preset's steps)")
@@ -116,7 +116,9 @@ def main(argv: list[str]) -> int:
     if given.verify:
         from . import plan_verify
 
-        return plan_verify.main(as_json=given.json)
+        presets = plan_verify.PRESETS if given.preset is None else (given.preset,)
+        return plan_verify.main(given.json, presets)
+    given.preset = given.preset or "gpt2-124m"
     check_outputs(given)
     try:
         names = [given.hardware] if given.compare is None else given.compare.split(",")

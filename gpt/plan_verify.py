@@ -25,6 +25,7 @@ from tinygrad_edu.memory.hardware import Hardware, hardware
 from . import config as cli
 from .bench_peer import Peer, serve
 from .bench_step import our_step
+from .errors import UserError
 from .model import GPT, GPTConfig
 from .plan_works import need
 from .planner import Job, plan
@@ -73,6 +74,11 @@ def verify(preset: cli.TrainConfig, machine: Hardware, rounds: int = STEPS) -> I
             tokens = float(preset.batch_size * model.block_size)
             job = Job(model, preset.batch_size, tokens, "fp32", recompute, True, budget is None)
             cases.append((budget, recompute, plan(job, chip)))
+            if cases[-1][-1].passes > 1 or not cases[-1][-1].fits:
+                raise UserError(
+                    f"a step of {preset.preset} does not fit into the {show_size(chip.memory)} of "
+                    f"{machine.name}: verify a smaller preset"
+                )
     again = PROCESSES if cases[0][-1].step_seconds < SHORT else 1
     taken: list[list[dict[str, Any]]] = [[] for _ in cases]
     for turn in range(again):  # so that a disturbance of some seconds meets each row but once
@@ -118,13 +124,14 @@ def take_steps(
 
 
 def main(as_json: bool = False, presets: tuple[str, ...] = PRESETS) -> int:
+    loaded = [cli.load_preset(name) for name in presets]
     machine = hardware("this-machine")
     rows = []
     if not as_json:
         print(f"{'':<36}{'planned':>10}{'measured':>10}{'off':>7}{'chip planned':>14}"
               f"{'measured':>10}{'off':>7}")  # fmt: skip
-    for name in presets:
-        for row in verify(cli.load_preset(name), machine):
+    for preset in loaded:
+        for row in verify(preset, machine):
             rows.append(row)
             if not as_json:
                 print(line(row), flush=True)

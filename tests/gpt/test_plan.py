@@ -207,6 +207,23 @@ def test_verifying_compares_plans_with_real_steps(monkeypatch):
     assert [row.budget is None for row in rows] == [True, False, False, False] * 2
     assert all(abs(row.bytes_off) <= plan_verify.MEMORY for row in rows)
     assert "resident" in plan_verify.line(rows[0])
+    with pytest.raises(UserError, match=r"nanogpt-cpu does not fit into the 100 kB of laptop"):
+        next(plan_verify.verify(tiny, machine.but(memory="100kB")))
+
+
+@pytest.mark.parametrize(
+    ("argv", "presets"),
+    [([], list(plan_verify.PRESETS)), (["nanogpt-cpu"], ["nanogpt-cpu"])],
+    ids=["all", "one"],
+)
+def test_the_preset_that_is_named_is_verified(monkeypatch, capsys, argv, presets):
+    seen = []
+    monkeypatch.setattr(plan_verify, "hardware", lambda name: name)
+    monkeypatch.setattr(plan_verify, "verify", lambda p, _: seen.append(p.preset) or [])
+    assert command.main(["--verify", "--json", *argv]) == 0
+    assert seen == presets and json.loads(capsys.readouterr().out) == []
+    with pytest.raises(UserError, match="unknown preset 'foo'"):
+        command.main(["--verify", "foo"])
 
 
 def test_recompute_is_chosen_where_it_is_faster_not_only_where_it_must_be():
