@@ -203,7 +203,8 @@ def train(
     streams = chip is not None and 4 * size > chip.memory  # every token would fetch all weights
     if data.tokenizer is not None and not streams:
         prompt = "def " if config.data is None else "\n"
-        print(f"\n{closing_text(model, data.tokenizer, prompt, config.seed)}\n")
+        with contextlib.suppress(tg.memory.ChipMemoryError):  # keys and values may need more
+            print(f"\n{closing_text(model, data.tokenizer, prompt, config.seed)}\n")
     final = "" if val_loss is None else f"held-out loss {val_loss:.4f}; "
     print(f"{final}run folder: {out} (loss.png, metrics.jsonl, model.safetensors)")
     return 0
