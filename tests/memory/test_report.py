@@ -77,6 +77,14 @@ def test_below_break_even_it_warns():
     assert "warning     below it" in slow and "larger batch" in slow
 
 
+def test_a_slow_link_has_a_speed():
+    text = train(Chip("5MB", ExternalMemory(bandwidth="2MB")), steps=1).report()
+    speed, medium = re.search(
+        r"([\d.]+) GB/s while busy \(the medium gives ([\d.]+)\)", text
+    ).groups()
+    assert 0 < float(speed) <= float(medium) == 0.002
+
+
 def test_above_break_even_it_does_not(monkeypatch):
     chip = train(Chip("5MB"))
     fetch = chip.timeline.totals()

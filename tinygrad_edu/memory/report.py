@@ -65,9 +65,9 @@ def report(chip: "Chip") -> str:
         ("update", "read and written by the optimizer"),
     ):
         busy = totals[lane].busy
-        speed = f", {moved[lane] / busy / 1e9:.1f} GB/s while busy" if busy and moved[lane] else ""
+        speed = f", {moved[lane] / busy / 1e9:.3g} GB/s while busy" if busy and moved[lane] else ""
         if lane == "fetch" and ceiling and speed:
-            speed += f" (the medium gives {ceiling / 1e9:.1f})"
+            speed += f" (the medium gives {ceiling / 1e9:.3g})"
         lines.append(
             f"  {lane:<11} {show_size(moved[lane])} {what}, "
             f"{show_size(moved[lane] / steps)} per step{speed}"
