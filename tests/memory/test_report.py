@@ -75,6 +75,10 @@ def test_a_report_in_the_middle_of_a_run():
 def test_below_break_even_it_warns():
     slow = train(Chip("5MB", ExternalMemory(bandwidth="2MB")), steps=2).report()
     assert "warning     below it" in slow and "larger batch" in slow
+    wall = float(re.search(r"busy .* of ([\d.]+) s", slow)[1])
+    waits = re.findall(r"(?:fetch|drain) ([\d.]+) s", slow)
+    waited = int(re.search(r"for transfers (\d+)%", slow)[1]) / 100
+    assert waited == pytest.approx(sum(map(float, waits)) / wall, abs=0.02)
 
 
 def test_a_slow_link_has_a_speed():

@@ -96,9 +96,11 @@ def break_even(chip: "Chip") -> list[str]:
         f"this run had {tokens:,}"
     ]
     if tokens < needed:
+        stalls = chip.timeline.stall_seconds()
+        waited = stalls.get("fetch", 0.0) + stalls.get("drain", 0.0)
         lines.append(
-            f"  warning     below it: the chip waits for its weights {1 - tokens / needed:.0%} of "
-            "the time; use a larger batch or context"
+            "  warning     below it: the chip waited for transfers "
+            f"{waited / chip.timeline.wall():.0%} of the time; use a larger batch or context"
         )
     return lines
 
