@@ -399,6 +399,14 @@ def test_what_no_transfer_explains_is_kept():
         retime(Timeline())
 
 
+def test_what_takes_no_time_has_no_rate():
+    """A plan rounds to nanoseconds, and a wafer updates a few bytes in less."""
+    works = [Work("a", "forward", 10**15, fetch=10), Work("a", "update", touched=10)]
+    timeline = play(works, hardware("cs2"), "bf16").timeline()
+    assert measured_rates(timeline) == {}
+    assert retime(timeline, update=1e9).retimed == retime(timeline).retimed
+
+
 def test_a_real_chip_re_timed_with_its_measured_rates():
     import numpy as np
 

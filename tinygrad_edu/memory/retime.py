@@ -18,7 +18,8 @@ class Retimed:
 def measured_rates(timeline: Timeline) -> dict[str, float]:
     """Bytes per second of each lane that moved any, while it was at work."""
     found = {lane: timeline.totals()[lane] for lane in ("fetch", "drain", "update")}
-    return {lane: total.bytes / total.busy for lane, total in found.items() if total.bytes}
+    took = {lane: total for lane, total in found.items() if total.bytes and total.busy}
+    return {lane: total.bytes / total.busy for lane, total in took.items()}
 
 
 def retime(
