@@ -269,6 +269,18 @@ def test_clip_and_relu_of_ints_and_booleans():
     assert Tensor([-1, 1]).relu().tolist() == [0, 1]
 
 
+def test_clip_with_arrays_as_bounds():
+    """Large enough to be computed in blocks, the bounds changed before backward, and in float64."""
+    x = Tensor(np.random.default_rng(0).standard_normal((300, 400)), True, np.float32)
+    x.data[0] = 0.1
+    low, high = np.full(400, -0.5), np.full((300, 1), 0.1)
+    inside = (x.data >= -0.5) & (x.data <= np.float32(0.1))
+    y = x.clip(low, high)
+    low[:], high[:] = 9, 9
+    y.backward(np.ones(x.shape))
+    np.testing.assert_array_equal(x.grad, inside)
+
+
 def test_var_ddof_and_its_gradient():
     x = leaf(5)
     x.var(ddof=1).backward()

@@ -228,21 +228,25 @@ class Abs:
 
 
 class Clip:
-    """Limits to [low, high]; gradient flows where nothing was cut off, the limits included."""
+    """Limits to [low, high]; gradient flows where nothing was cut off, the limits included.
+
+    The limits are copied, in a's dtype, so that backward compares with what forward did.
+    """
 
     @staticmethod
     def forward(ctx, a, low, high):
         ctx.save_for_backward(a)
-        ctx.low, ctx.high = low, high
+        ctx.limits = [None if x is None else np.array(x, a.dtype) for x in (low, high)]
         out = empty(a.shape, a.dtype)
-        return out if switch.off else np.clip(a, low, high, out=out)
+        return out if switch.off else np.clip(a, *ctx.limits, out=out)
 
     @staticmethod
     def backward(ctx, grad):
         (a,) = ctx.saved_tensors
-        low = -np.inf if ctx.low is None else ctx.low
-        high = np.inf if ctx.high is None else ctx.high
-        return blockwise(lambda g, a: g * ((a >= low) & (a <= high)), grad, a)
+        low, high = ctx.limits
+        low = np.array(-np.inf, a.dtype) if low is None else low
+        high = np.array(np.inf, a.dtype) if high is None else high
+        return blockwise(lambda g, a, low, high: g * ((a >= low) & (a <= high)), grad, a, low, high)
 
 
 class Extremum:
