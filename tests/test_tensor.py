@@ -94,6 +94,14 @@ def test_integer_arithmetic_and_division():
     assert (Tensor([True, True]).sum()).item() == 2
 
 
+def test_squares_have_the_dtype_of_other_powers():
+    for dtype, exponent in ((np.int8, np.int64), (np.float32, np.float64), (np.bool_, np.int64)):
+        x = np.ones(2, dtype)
+        for n in (exponent(2), exponent(3)):
+            assert (Tensor(x) ** n).dtype == (x**n).dtype
+    assert (Tensor(np.array([100], np.int8)) ** np.int64(2)).tolist() == [10_000]
+
+
 def test_comparisons_are_boolean_and_hash_is_identity():
     x, y = Tensor([1.0, 2.0, 3.0]), Tensor([1.0, 5.0, 0.0])
     expected = {

@@ -74,7 +74,8 @@ class Power:
 
     @staticmethod
     def forward(ctx, a, b):
-        out = ufunc(np.multiply, a, a) if b.ndim == 0 and b == 2 else ufunc(np.power, a, b)
+        is_square = b.ndim == 0 and b == 2 and a.dtype == b.dtype
+        out = ufunc(np.multiply, a, a) if is_square else ufunc(np.power, a, b)
         ctx.save_for_backward(a, b, out if ctx.needs_input_grad[1] else None)
         return out
 
