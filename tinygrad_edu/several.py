@@ -33,6 +33,9 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """Joins along an existing axis."""
     parts = at_least_one(tensors, "concatenate")
     axis = one_axis(axis, parts[0].ndim, "concatenate")
+    if len({(part.ndim, part.shape[:axis], part.shape[axis + 1 :]) for part in parts}) > 1:
+        shapes = [part.shape for part in parts]
+        raise ValueError(f"concatenate needs equal shapes but for axis {axis}, got {shapes}")
     return apply(ops.Concatenate, *parts, axis=axis)
 
 
