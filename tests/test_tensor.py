@@ -1,5 +1,7 @@
 """The Tensor: dtypes, operators, indexing, moving axes, reductions, and errors that name shapes."""
 
+import operator
+
 import numpy as np
 import pytest
 
@@ -385,6 +387,27 @@ def test_setitem_and_copy_free_arrays_are_refused():
     with pytest.raises(ValueError, match=r"\.data"):
         np.array(x, copy=False)
     assert np.asarray(x).tolist() == x.tolist()
+
+
+@pytest.mark.parametrize("make", [Tensor, tg.nn.Parameter])
+def test_an_update_that_would_be_lost_is_refused(make):
+    """`w -= ...` makes another tensor, and whoever held the leaf would go on with the old one."""
+    w = make([1.0, 2.0], requires_grad=True)
+    x = w
+    x += 1.0  # in forward it is a new value
+    x *= w
+    x.sum().backward()
+    assert w.grad.tolist() == [3, 5] and w.tolist() == [1, 2]
+    for update in (
+        lambda w: operator.isub(w, 0.1 * w.grad),
+        lambda w: tg.no_grad()(operator.imul)(make([1.0], requires_grad=True), 2.0),
+        lambda w: tg.no_grad()(operator.iadd)(w, w),
+        lambda w: tg.no_grad()(operator.itruediv)(w, 2.0),
+    ):
+        with pytest.raises(TypeError, match=r"assign to \.data"):
+            update(w)
+    w.data -= 0.5 * w.grad
+    assert w.tolist() == [-0.5, -0.5]
 
 
 def test_assigning_grad_copies_and_casts():

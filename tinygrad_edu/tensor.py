@@ -331,6 +331,18 @@ class Tensor:
     def __rmatmul__(self, other: Any) -> "Tensor":
         return matmul(other, self)
 
+    def _in_place(self, other: Any) -> "Tensor":
+        """`x -= y` is `x = x - y`, another tensor: an update of a leaf would be lost."""
+        is_leaf = self._requires_grad and self._made_by is None
+        if is_leaf and (self.grad is not None or not tape.state.grad_enabled):
+            raise TypeError(
+                "an operator like -= makes another tensor, and this one would stay as it is: "
+                "assign to .data (w.data -= lr * w.grad), or write x = x - y for another tensor"
+            )
+        return NotImplemented  # Python goes on with __add__ and so on
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
+
     def __neg__(self) -> "Tensor":
         return apply(ops.Negate, self)
 
