@@ -162,7 +162,8 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay, on matrices only: biases and norms do not decay.
 
-    Source: Loshchilov and Hutter, arXiv 1711.05101.
+    The bias correction counts the calls of `step`; PyTorch's counts, for each parameter by itself,
+    those in which it had a gradient. Source: Loshchilov and Hutter, arXiv 1711.05101.
     """
 
     state_names = ("m", "v")
