@@ -404,6 +404,14 @@ def test_mixed_precision_of_plain_arrays_and_integers():
     assert F.cross_entropy(np.ones((2, 3), np.float32), [0, 1]).dtype == np.float32
 
 
+def test_the_way_to_integer_ids_that_the_error_names():
+    ids, table = Tensor([1.0, 0.0]), normal(2, 3)
+    with pytest.raises(TypeError, match=r"float32: tg\.Tensor\(ids, dtype=np\.int64\) converts"):
+        F.embedding(ids, table)
+    converted = Tensor(ids, dtype=np.int64)
+    assert np.array_equal(F.embedding(converted, table).data, table[::-1])
+
+
 X = np.ones((2, 3))
 ones, attend = np.ones, F.scaled_dot_product_attention
 ERRORS = {

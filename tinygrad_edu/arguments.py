@@ -26,7 +26,9 @@ def as_ids(ids: Any, name: str, high: int, ignore_index: int | None = None) -> n
     """Integer ids in [0, high) as an int64 array; `ignore_index` may appear among them."""
     array = np.asarray(ids.data if isinstance(ids, Tensor) else ids)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} needs integers, got {array.dtype}: convert with .astype(np.int64)")
+        raise TypeError(
+            f"{name} needs integers, got {array.dtype}: tg.Tensor(ids, dtype=np.int64) converts"
+        )
     wrong = (array < 0) | (array >= high)
     if ignore_index is not None:
         wrong &= array != ignore_index
