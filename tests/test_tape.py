@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import psutil
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
 import tinygrad_edu as tg
 from tinygrad_edu import Tensor, tape
@@ -219,6 +220,22 @@ def test_saving_a_view_guards_the_array_below():
         x.data[0] = 5.0
     (z.sum() + y.sum()).backward()
     x.data[0] = 5.0
+
+
+def test_saving_a_sliding_window_guards_the_array_below():
+    """NumPy puts an object of its own between the two."""
+
+    def forward(ctx, x):
+        ctx.save_for_backward(sliding_window_view(x, 2))
+        return x * 2
+
+    x = leaf(1.0, 2.0, 3.0)
+    y = function(forward, lambda ctx, grad: grad * 2).apply(x)
+    with pytest.raises(ValueError, match="read-only"):
+        x.data[0] = 5.0
+    y.sum().backward()
+    x.data[0] = 5.0
+    assert not locks.held
 
 
 def test_a_dropped_graph_opens_its_arrays():

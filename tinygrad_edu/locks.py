@@ -29,14 +29,13 @@ class Locks:
             elif array.flags.writeable:
                 self.held[id(array)] = [array, 1, []]
                 array.flags.writeable = False
-            array = array.base
+            array = below(array)
 
     def unlock(self, array: Any) -> None:
         if not isinstance(array, np.ndarray):
             return
-        base = array.base
-        if isinstance(base, np.ndarray):
-            self.unlock(base)  # the owner first: a view cannot be opened before it
+        base = below(array)
+        self.unlock(base)  # the owner first: a view cannot be opened before it
         entry = self.held.get(id(array))
         if entry is None:
             return
@@ -54,6 +53,14 @@ class Locks:
 
     def __contains__(self, array: np.ndarray) -> bool:
         return id(array) in self.held
+
+
+def below(array: np.ndarray) -> np.ndarray | None:
+    """The array that a view looks into, also where NumPy's as_strided stands between them."""
+    base = array.base
+    while base is not None and not isinstance(base, np.ndarray):
+        base = getattr(base, "base", None)
+    return base
 
 
 locks = Locks()
