@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tinygrad_edu as tg
-from tinygrad_edu.differences import NOWHERE, Slope, settle
+from tinygrad_edu.differences import NOWHERE, Probe, Slope, settle
 
 RNG = np.random.default_rng(3)
 
@@ -309,6 +309,21 @@ def test_a_short_step_confirms_only_what_stands_above_its_noise():
     assert settle([NOWHERE, clear], 1.0, 1e-6) is clear
     assert settle([NOWHERE, noisy], 1.0, 1e-6) is NOWHERE
     assert settle([kink, noisy, clear], np.nan, 1e-6) is clear
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+def test_every_direction_asks_with_a_cotangent_of_its_own(directions):
+    seen = []
+    f = own(lambda x: x, lambda x, g: (seen.append(g.tolist()), g)[1])
+    assert tg.gradcheck(f, np.ones(3), directions=directions)
+    assert len({tuple(g) for g in seen}) == directions
+
+
+def test_two_steps_cancel_the_error_of_one():
+    """(20 h)^2 / 6 with a step of one size, 1e-5; the error of both together goes as h^4."""
+    x, one = np.array([0.3]), np.ones(1)
+    slope = Probe(lambda x: (20 * x).exp(), (x,)).slope({0: x}, 0, one, [one])
+    assert slope.value == pytest.approx(20 * np.exp(6), rel=1e-9)
 
 
 @pytest.mark.parametrize("directions", [0, -1, 0.5, None])

@@ -103,6 +103,18 @@ def test_state_is_allocated_at_construction():
     assert list(params[0].storage.state) == ["velocity"]
 
 
+def test_state_follows_the_dtype_of_its_parameter():
+    (p, *_) = parameters(np.float32)
+    optimizer = AdamW([p])
+    give_gradients([p], 0)
+    optimizer.step()
+    before = p.storage.state
+    p.data = p.data.astype(np.float64)
+    for name, array in p.storage.state.items():
+        assert array.dtype == np.float64
+        np.testing.assert_array_equal(array, before[name])
+
+
 def test_another_optimizer_starts_afresh():
     params, fresh = parameters(), parameters()
     first = AdamW(params, lr=0.0)

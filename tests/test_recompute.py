@@ -80,7 +80,10 @@ def test_parameters_from_the_closure_get_gradients():
 
 def test_a_function_that_returns_its_input_or_a_parameter():
     x, w = Tensor([1.0, 2.0], requires_grad=True), tg.nn.Parameter([1.0, 2.0])
-    tg.checkpoint(lambda a: a, x).backward([3.0, 4.0])
+    same = tg.checkpoint(lambda a: a, x)
+    same.backward([3.0, 4.0])
+    with pytest.raises(ValueError, match="read-only"):
+        same.data[0] = 9  # which is x.data
     out = tg.checkpoint(lambda: w)
     out.backward([5.0, 6.0])
     assert x.grad.tolist() == [3, 4]

@@ -91,12 +91,13 @@ def test_a_graph_walked_twice_raises():
     assert x.grad.tolist() == [2, 4]
 
 
-def test_a_shared_part_walked_twice_raises():
+@pytest.mark.parametrize(("name", "op"), [("Exp", Tensor.exp), ("Add", lambda x: x + 1.0)])
+def test_a_shared_part_walked_twice_raises(name, op):
     x = leaf(1.0, 2.0)
-    shared = x.exp()
+    shared = op(x)
     a, b = shared.sum(), (shared * 3).sum()
     a.backward()
-    with pytest.raises(RuntimeError, match=r"graph already consumed.*Exp"):
+    with pytest.raises(RuntimeError, match=rf"graph already consumed.*{name}"):
         b.backward()
     with pytest.raises(RuntimeError, match="graph already consumed"):
         shared.tanh().sum().backward()
@@ -322,6 +323,15 @@ def test_saved_results_are_guarded_too():
     y.data[0] = 0
 
 
+def test_nobody_writes_into_a_tensor_through_a_view_of_it():
+    x = Tensor([1.0, 2.0, 3.0, 4.0])
+    for view in (x.reshape(2, 2), x.unsqueeze(0), x.T, x[1:], x.split(2)[1]):
+        with pytest.raises(ValueError, match="read-only"):
+            view.data[0] = 9
+    x.data[0] = 5.0
+    assert x.reshape(2, 2).tolist() == [[5, 2], [3, 4]]
+
+
 def test_outside_a_graph_arrays_stay_writable():
     x = leaf(1.0, 2.0)
     with tg.no_grad():
@@ -332,14 +342,19 @@ def test_outside_a_graph_arrays_stay_writable():
 
 
 def test_assigning_data_makes_the_old_graph_raise():
-    for replaced in ("input", "result"):
+    for replaced, use in (("x", lambda y: y * y), ("y", lambda y: y * y), ("y", lambda y: y + 1.0)):
         x = leaf(1.0, 2.0)
         y = x.exp()
-        z = (y * y + x * x).sum()
-        target = x if replaced == "input" else y
+        z = (use(y) + x * x).sum()
+        target = x if replaced == "x" else y
         target.data = np.zeros(2, np.float32)
         with pytest.raises(RuntimeError, match=r"\.data was replaced.*forward again"):
             z.backward()
+    w = tg.nn.Parameter([1.0, 2.0])
+    z = (w * w).sum()
+    w.assign([np.zeros(1, np.float32), np.ones(1, np.float32)])
+    with pytest.raises(RuntimeError, match=r"\.data was replaced"):
+        z.backward()
     x.data = [3.0, 4.0]
     x.grad = None
     (x * x).sum().backward()
@@ -504,6 +519,15 @@ def test_a_function_with_numbers_and_keywords():
     x = leaf(1.0, 2.0)
     function(forward, backward).apply(x, 3, scale=2.0).sum().backward()
     assert x.grad.tolist() == [6, 24]
+
+
+def test_a_backward_may_use_the_array_it_returns_again():
+    buffer = np.empty(2, np.float32)
+    op = function(lambda ctx, x: x * 2, lambda ctx, g: np.multiply(g, 2, out=buffer))
+    x = leaf(1.0, 2.0)
+    y = x * 1.0
+    (op.apply(y) + op.apply(y) * 10).sum().backward()
+    assert x.grad.tolist() == [22, 22]
 
 
 def test_a_function_that_returns_its_input_or_a_part_of_it():

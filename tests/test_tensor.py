@@ -204,7 +204,9 @@ def test_split_takes_gradients_that_lie_side_by_side_as_they_are():
     assert np.shares_memory(joined, whole) and np.array_equal(joined, whole)
     column = movement.side_by_side([whole[1:2], whole[2:]], axis=0)
     assert np.array_equal(column, whole[1:])
+    neighbours = memoryview(whole.copy().reshape(60).data)
     for apart in (
+        [np.frombuffer(neighbours[:20]), np.frombuffer(neighbours[20:])],  # owned apart
         parts[::-1],  # in another order
         [parts[0], parts[2]],  # with a gap
         [parts[0], parts[1].copy(), parts[2]],
@@ -212,7 +214,7 @@ def test_split_takes_gradients_that_lie_side_by_side_as_they_are():
         [parts[0], parts[1].view(np.int64), parts[2]],
         [whole[:, :5], whole[:, :5]],  # the same one twice
     ):
-        assert movement.side_by_side(apart, axis=1) is None
+        assert movement.side_by_side(apart, axis=apart[0].ndim - 1) is None
 
 
 def test_split_parts_and_gradient_of_unused_parts():
