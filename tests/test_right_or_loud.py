@@ -84,6 +84,13 @@ def test_long_sums_are_right_however_they_lie_in_memory(shape):
             np.testing.assert_allclose(view.sum(axis).data, exact, rtol=1e-6)
 
 
+def test_the_variance_of_float16_takes_a_mean_that_float16_cannot_hold():
+    x = tg.Tensor(np.array([1000, 1000, 1000, 1001], np.float16), requires_grad=True)
+    x.var().backward()
+    assert x.var().item() == 0.1875
+    np.testing.assert_array_equal(x.grad, [-0.125, -0.125, -0.125, 0.375])
+
+
 def test_sums_of_small_ints_do_not_overflow():
     assert tg.Tensor(np.array([200, 100], np.uint8)).sum().item() == 300
     assert tg.Tensor(np.array([2**63, 5], np.uint64)).sum().item() == 2**63 + 5

@@ -94,6 +94,7 @@ def test_integer_arithmetic_and_division():
     assert (x / 2).tolist() == [3.5, 4.0]
     assert (Tensor([1.0]) * np.arange(3)).dtype == np.float32  # an index keeps float32
     assert (Tensor([True, True]).sum()).item() == 2
+    assert (Tensor([True, False]) + 1).tolist() == [2, 1]
 
 
 def test_squares_have_the_dtype_of_other_powers():
@@ -222,6 +223,7 @@ def test_split_parts_and_gradient_of_unused_parts():
     parts = x.split(3)
     assert [part.shape for part in parts] == [(3, 2), (3, 2), (1, 2)]
     assert [part.shape for part in x.split([5, 0, 2])] == [(5, 2), (0, 2), (2, 2)]
+    assert [part.shape for part in x[:0].split(3)] == [(0, 2)]
     (parts[1] * 2).sum().backward()
     np.testing.assert_array_equal(x.grad[:, 0], [0, 0, 0, 2, 2, 2, 0])
     with pytest.raises(ValueError, match=r"\[5, 1\] do not add up to 7"):
