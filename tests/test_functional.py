@@ -488,9 +488,14 @@ ERRORS = {
     "softmax axis": (ValueError, "axis 2 is out of bounds", lambda: F.softmax(X, 2)),
     "log_softmax axis": (TypeError, "one axis", lambda: F.log_softmax(X, None)),
     "cross_entropy scalar": (ValueError, r"\(\)", lambda: F.cross_entropy(1.0, 0)),
+    "cross_entropy one-hot ids": (
+        ValueError,
+        r"int64 and shape \(2, 3\).* probabilities \(floats\) of shape \(2, 3\)",
+        lambda: F.cross_entropy(X, np.eye(3, dtype=int)[:2]),
+    ),
     "cross_entropy shape": (
         ValueError,
-        r"\(3,\), expected \(2,\)",
+        r"shape \(3,\): expected class ids \(integers\) of shape \(2,\)",
         lambda: F.cross_entropy(X, [0, 1, 2]),
     ),
     "cross_entropy high": (IndexError, r"3 at \(1,\)", lambda: F.cross_entropy(X, [0, 3])),
@@ -533,7 +538,7 @@ ERRORS = {
     ),
     "linear_cross_entropy target": (
         ValueError,
-        r"\(3,\), expected \(2,\)",
+        r"shape \(3,\): expected class ids \(integers\) of shape \(2,\)",
         lambda: F.linear_cross_entropy(X, X, [0, 1, 0]),
     ),
     "linear_cross_entropy high": (

@@ -109,14 +109,13 @@ def as_target(
         raise ValueError(f"{name}: label_smoothing is between 0 and 1, got {label_smoothing}")
     if array.dtype.kind == "f" and array.shape == probabilities_shape:
         classes = rows_of(np.moveaxis(array, class_axis, -1)).astype(rows.dtype)
-    elif array.dtype.kind == "f":
+    elif array.dtype.kind == "f" or array.shape != ids_shape:
         raise ValueError(
             f"{name}: target of dtype {array.dtype} and shape {array.shape}: expected class ids "
-            f"(integers) of shape {ids_shape} or probabilities of shape {probabilities_shape}"
+            f"(integers) of shape {ids_shape} or probabilities (floats) of shape "
+            f"{probabilities_shape}"
         )
     else:
-        if array.shape != ids_shape:
-            raise ValueError(f"{name}: target has shape {array.shape}, expected {ids_shape}")
         classes = as_ids(array, f"{name} target", n_classes, ignore_index).reshape(array.size)
     if weight is not None:
         weight = as_tensor(weight)
