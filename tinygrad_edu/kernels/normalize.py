@@ -44,9 +44,8 @@ def layer_norm_task(arrays, sizes, numbers, piece, slot):
             rest += deviation
             total += deviation * deviation
         if center:  # what rounding left of the mean, which matters where it is far from 0
-            total -= rest * (rest / count)
-            if total < kind(0):
-                total = kind(0)
+            if total < kind(np.inf):
+                total = max(kind(0), total - rest * (rest / count))
             middle += rest / count
             mean[i, 0] = middle
         scale = kind(1) / np.sqrt(total / count + eps)

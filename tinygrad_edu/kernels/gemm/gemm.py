@@ -25,7 +25,7 @@ from ..launch import most_threads, threads
 from .checks import check_arrays, check_bias, check_extra, check_out
 
 SMALL = 1 << 20  # multiply-adds up to which waking a second thread costs more than it helps
-MEDIUM = 1 << 22  # ... up to which packing A does: it is in L2, or nearly, as it is
+MEDIUM = 1 << 22  # ... up to which packing A does, as all of it is in L2 anyway
 DIRECT_DEPTH = 2048  # ... with sums of at most so many terms, which bounds the room for a sliver
 THIN_ALONE = 1 << 17  # elements of B up to which one thread does it, and Python's way there counts
 BATCH = 8  # products from which each is left to one thread
@@ -173,10 +173,10 @@ def quick(a, b, out=None):
 
     Compiled code looks at types, dtypes, shapes and strides; here is only what it cannot know.
     """
-    dtype = a.dtype
+    dtype, workers = a.dtype, threads()
     if out is None:
         (m, _), (k, n) = a.shape, b.shape
-        if m > FEW and (n <= FEW or m * n * k > MEDIUM):
+        if m > FEW and (n <= FEW or m * n * k > (MEDIUM if workers == 1 else SMALL)):
             return None
     if switch.off or is_counted() or type(a) is not np.ndarray:
         return None
@@ -186,7 +186,6 @@ def quick(a, b, out=None):
     if out is None:
         out = RECYCLER.empty((m, n), dtype)
     here, on_threads, space = kernels
-    workers = threads()
     found = here(id(a), id(b), id(out), space, workers)
     if found == SHARED:
         on_threads[dtype.char](id(a), id(b), id(out), space, workers)
