@@ -26,8 +26,9 @@ class KeyValueCache:
         rooms = self.rooms.setdefault(id(layer), new)
         while rooms[0].shape[2] < end:
             rooms[:] = [tg.concatenate([room, room], axis=2) for room in rooms]
-        for room, x in zip(rooms, new if start else (), strict=False):
-            room.data[:, :, start:end] = x.data
+        if start:  # the first tokens are their own rooms
+            for room, x in zip(rooms, new, strict=True):
+                room.data[:, :, start:end] = x.data
         k, v = (room[:, :, :end] for room in rooms)
         return F.merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 

@@ -301,6 +301,11 @@ def _contiguous(x, axis):
     return x.strides[axis] == x.itemsize or x.shape[axis] == 1
 
 
+def _way(work, k):
+    """How a product of `work` multiply-adds is computed, unless as a thin one."""
+    return DIRECT if work <= MEDIUM and k <= DIRECT_DEPTH else BLOCKED
+
+
 def _product(a, b, out, bias, add, extra=None, todo=0):
     """One product of two matrices, none of them empty; `todo`, with `extra`: see `finish`."""
     (m, k), n = a.shape, b.shape[1]
@@ -317,7 +322,7 @@ def _product(a, b, out, bias, add, extra=None, todo=0):
         np.add(out, result, out=out) if add else np.copyto(out, result)
         return
     work = m * n * k
-    way = THIN if thin else DIRECT if work <= MEDIUM and k <= DIRECT_DEPTH else BLOCKED
+    way = THIN if thin else _way(work, k)
     # Where the rows and columns of these are cut changes no bit; one thread needs no pieces.
     alone = n * k <= THIN_ALONE if thin else work <= SMALL
     if way != BLOCKED and (alone or threads() == 1):
@@ -375,8 +380,8 @@ def _batch(a, b, out, bias, add):
     a, b = (np.broadcast_to(x, lead + x.shape[-2:]) for x in (a, b))
     bias = None if bias is None else np.broadcast_to(bias, out.shape)
     work, count = m * n * k, math.prod(lead)
-    if _contiguous(out, -1) and ((work <= SMALL and k <= DIRECT_DEPTH) or count >= BATCH):
-        way = DIRECT if work <= MEDIUM and k <= DIRECT_DEPTH else BLOCKED
+    way = _way(work, k)
+    if _contiguous(out, -1) and ((way == DIRECT and work <= SMALL) or count >= BATCH):
         for shape in ((1, count), lead):
             views = [_view(x, shape) for x in (a, b, out, bias)] if len(shape) == 2 else [None]
             if all(view is not None for view in views[:3]) and (
