@@ -22,7 +22,10 @@ import numpy as np
 from .. import elementwise, switch
 from ..allocator import RECYCLER, aligned_block, empty, is_counted
 from ..launch import most_threads, threads
+from . import entries
+from .blocked import BIAS, GELU, KEEP, RESIDUAL
 from .checks import check_arrays, check_bias, check_extra, check_out
+from .microkernel import CPU
 
 SMALL = 1 << 20  # multiply-adds up to which waking a second thread costs more than it helps
 MEDIUM = 1 << 22  # ... up to which packing A does, as all of it is in L2 anyway
@@ -33,17 +36,14 @@ FEW = 8  # rows up to which a product is limited by reading B
 KC = 768  # depth of a panel: the deeper, the less often a tile of C is loaded and stored
 MC = 72  # float32 rows of A packed at a time, in L2; more write C to more pages than a TLB has
 B_BYTES = KC * KC * 4  # packed B, in L3: the more columns, the less often A is packed
-COUNTER = 8  # int64s from one thread's counter to the next one's: a cache line each
-BLOCKED, DIRECT, THIN = 0, 1, 2  # ways to compute one product
+BLOCKED, DIRECT, THIN = entries.matmul_blocked, entries.matmul_direct, entries.matmul_thin  # ways
 DONE, SHARED = 1, 2  # by `short`: it has computed a product, or leaves it to all threads
-BIAS, GELU, KEEP, RESIDUAL = 1, 2, 4, 8  # what `finish` is to do, added up
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 LINE = 64  # bytes in a cache line
 KEPT_BYTES = 1 << 24  # workspace that is worth keeping
 COUNTED_BYTES = 1 << 16  # ... and not worth counting
 _local = threading.local()  # workspace, one per calling thread
-_engine = None
 
 
 def matmul(
@@ -225,15 +225,6 @@ def _vectors(a, b, out, bias, accumulate):
     return out[()] if shape == () else out
 
 
-def _kernels():
-    global _engine
-    if _engine is None:
-        from . import entries  # imports Numba
-
-        _engine = entries
-    return _engine
-
-
 def _space(name, count, dtype):
     """At least `count` elements of workspace, with whatever is left over in them.
 
@@ -253,21 +244,16 @@ def _aligned(count, dtype):
     return aligned_block(count * dtype.itemsize).view(dtype)
 
 
-INT = np.dtype(np.int64)
-
-
 def _ceil(x, y):
     return -(-x // y)
 
 
 @functools.lru_cache(4096)
 def _plan(m, n, k, size, workers):
-    """The cuts of a product, in elements, as `blocked` reads them; and the room of one thread.
+    """The cuts of a product, in elements, as tasks read them; and the room of one thread.
 
     C is cut into pieces so that there is least to pack; with workers = 0 it stays in one.
     """
-    from .microkernel import CPU
-
     mr, nr = CPU.mr, CPU.nv * CPU.vector_bytes // size
 
     def split(length, most, unit):  # equal parts, multiples of unit, none above most
@@ -281,20 +267,22 @@ def _plan(m, n, k, size, workers):
     mc = split(m, max(mr, MC * 4 // size), mr)
     nc = split(n, max(nr, B_BYTES // (kc * size) // nr * nr), nr)
     line = LINE // size  # what starts on a cache line needs no vector from two of them
-    return np.array([m, n, k, mc, kc, nc], INT), _ceil(mc * kc, line) * line, kc * nc
+    return (m, n, k, mc, kc, nc), _ceil(mc * kc, line) * line, kc * nc
 
 
 @functools.lru_cache(4096)
-def _thin_plan(m, n, k):
-    """Columns per task of a thin product: a megabyte of B, but an even number of tasks."""
+def _thin_plan(m, n, k, workers):
+    """The cuts of a thin product: a megabyte of B each, an even number; one thread needs none."""
+    if workers == 1:
+        return (m, n, k, 0, 0, 0)
     pieces = 2 * _ceil(n * k, 1 << 19)
     nt = max(256, _ceil(_ceil(n, pieces), 64) * 64)
-    return np.array([m, nt, k], INT)
+    return (m, nt, k, 0, 0, 0)
 
 
 def _unpacked_room(m, n, k, way):
     """Elements: a sliver of B; if thin, 32 rows of one, all of A, or half the sum of one row."""
-    return max(64 * 32, m * k, n if m == 1 else 0) if way == THIN else 64 * k
+    return max(64 * 32, m * k, n if m == 1 else 0) if way is THIN else 64 * k
 
 
 def _contiguous(x, axis):
@@ -323,42 +311,28 @@ def _product(a, b, out, bias, add, extra=None, todo=0):
         return
     work = m * n * k
     way = THIN if thin else _way(work, k)
-    # Where the rows and columns of these are cut changes no bit; one thread needs no pieces.
-    alone = n * k <= THIN_ALONE if thin else work <= SMALL
-    if way != BLOCKED and (alone or threads() == 1):
-        space = _space("b", _unpacked_room(m, n, k, way), dtype)
-        bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
-        extra = out if extra is None else extra
-        if switch.off:
-            return
-        here = _kernels().here[dtype.char]
-        here(id(a), id(b), id(out), id(bias), id(extra), todo, add, way, space)
-    else:
-        _launch(a, b, out, bias, add, way, extra, todo)
+    alone = way is not BLOCKED and (n * k <= THIN_ALONE if thin else work <= SMALL)
+    _launch(a, b, out, bias, add, way, extra, todo, 1 if alone else threads())
 
 
-def _launch(a, b, out, bias, add, way, extra=None, todo=0):
-    """All threads; arrays are matrices, or batches (b0, b1, rows, columns)."""
-    (m, k), n = a.shape[-2:], b.shape[-1]
-    dtype, workers = a.dtype, threads()
-    cut = workers if out.size == m * n else 0
-    if way == THIN:
-        plan = _thin_plan(m, n, k)
-        a_count, b_count = 0, _unpacked_room(m, int(plan[1]), k, way)
+def _launch(a, b, out, bias, add, way, extra, todo, workers):
+    """On so many threads; arrays are matrices, or batches (b0, b1, rows, columns).
+
+    Where rows and columns are cut changes no bit.
+    """
+    (m, k), n, dtype = a.shape[-2:], b.shape[-1], a.dtype
+    count = out.size // (m * n)
+    if way is THIN:
+        cuts, a_room, b_room = _thin_plan(m, n, k, workers), 0, 0
     else:
-        plan, a_count, b_count = _plan(m, n, k, dtype.itemsize, cut)
-        if way == DIRECT:
-            a_count, b_count = 0, _unpacked_room(m, n, k, way)
-    taken = _space("taken", COUNTER * workers, INT)
-    room = _space("room", (a_count + b_count) * workers, dtype)
+        cuts, a_room, b_room = _plan(m, n, k, dtype.itemsize, workers if count == 1 else 0)
+    if way is not BLOCKED:
+        a_room, b_room = 0, _unpacked_room(m, cuts[1], k, way)
+    room = _space("room", (a_room + b_room) * workers, dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
-    extra = out if extra is None else extra
-    if switch.off:
-        return
-    _kernels().on_threads[dtype.char](
-        workers, id(a), id(b), id(out), id(bias), id(extra), todo, add, way,
-        plan, taken, room, a_count, b_count,
-    )  # fmt: skip
+    operands = [id(x) for x in (a, b, out, bias, out if extra is None else extra)]
+    pieces = count * _ceil(m, cuts[0]) * _ceil(n, cuts[1])
+    way(pieces, (room,), (*operands, todo, add, *cuts, a_room, b_room), (), workers == 1)
 
 
 def _view(x, shape):
@@ -381,13 +355,13 @@ def _batch(a, b, out, bias, add):
     bias = None if bias is None else np.broadcast_to(bias, out.shape)
     work, count = m * n * k, math.prod(lead)
     way = _way(work, k)
-    if _contiguous(out, -1) and ((way == DIRECT and work <= SMALL) or count >= BATCH):
+    if _contiguous(out, -1) and ((way is DIRECT and work <= SMALL) or count >= BATCH):
         for shape in ((1, count), lead):
             views = [_view(x, shape) for x in (a, b, out, bias)] if len(shape) == 2 else [None]
             if all(view is not None for view in views[:3]) and (
                 bias is None or views[3] is not None
             ):
-                _launch(*views, add, way)
+                _launch(*views, add, way, None, 0, threads())
                 return
     one = _batch if len(lead) > 1 else _product
     for i in range(lead[0]):

@@ -21,10 +21,9 @@ from ..objects import (
     strides_of,
     word,
 )  # fmt: skip
-from .entries import room_of, unpacked
-from .gemm import DIRECT, DIRECT_DEPTH, DONE, FEW, MEDIUM, SHARED, SMALL, THIN, THIN_ALONE
-from .microkernel import itemsize, pointer, step
-from .unpacked import half_row, halves, join, paired, tiles
+from .gemm import DIRECT_DEPTH, DONE, FEW, MEDIUM, SHARED, SMALL, THIN_ALONE
+from .microkernel import pointer, step
+from .unpacked import direct, few_rows, half_row, halves, join, paired, tiles
 
 
 @njit(error_model="numpy")
@@ -55,20 +54,6 @@ def fits(a, b, c, size):
     return word(c + FLAGS) & WRITEABLE != 0
 
 
-@njit(error_model="numpy")
-def columns(a, b, c, like, first, last, way, room):
-    """Columns first .. last - 1 of C = A @ B; `like`: a pointer to the element type."""
-    a_strides, b_strides = word(a + STRIDES), word(b + STRIDES)
-    m, k = word(word(a + SHAPE)), word(word(a + SHAPE) + 8)
-    b_col, size, n = word(b_strides + 8), itemsize(like), word(word(b + SHAPE) + 8)
-    right, result = step(data(b, like), first * b_col), step(data(c, like), first * size)
-    unpacked(
-        data(a, like), word(a_strides), word(a_strides + 8), right, word(b_strides), b_col,
-        result, n * size, size, result, 0, 0, result, 0,
-        0, False, m, last - first, k, way, room,
-    )  # fmt: skip
-
-
 def short(a, b, c, space, threads):
     """C = A @ B of two matrices on the calling thread; a, b, c: addresses of array objects.
 
@@ -80,17 +65,21 @@ def short(a, b, c, space, threads):
     if not fits(a, b, c, size):
         return 0
     (_, _, m, k), n = shape_of(a), shape_of(b)[3]
+    (_, _, a_row, a_col), (_, _, b_row, b_col) = strides_of(a), strides_of(b)
+    left, right, result = data(a, like), data(b, like), data(c, like)
     if n <= FEW < m or k > 4 * DIRECT_DEPTH or (m == 1 and n > 64 * DIRECT_DEPTH):
         return 0
-    if m <= FEW and (strides_of(b)[2] == size or strides_of(b)[3] == size):
+    if m <= FEW and (b_row == size or b_col == size):
         if threads > 1 and n * k > THIN_ALONE:
             return SHARED
-        columns(a, b, c, like, 0, n, THIN, like)
+        few_rows(
+            left, a_row, a_col, right, b_row, b_col, result, n * size, size, m, n, k, False, like
+        )
         return DONE
     work = m * n * k
     if k > DIRECT_DEPTH or work > MEDIUM or (threads > 1 and work > SMALL):
         return 0
-    columns(a, b, c, like, 0, n, DIRECT, like)
+    direct(left, a_row, a_col, right, b_row, b_col, result, n * size, m, n, k, False, like)
     return DONE
 
 
@@ -119,7 +108,10 @@ def short_on_threads(a, b, c, space, threads):
             )  # fmt: skip
         else:
             room = step(like, slot * 64 * DIRECT_DEPTH * size)
-            columns(a, b, c, like, first, last, THIN, room)
+            few_rows(
+                left, a_row, a_col, step(right, first * b_col), b_row, b_col,
+                step(result, first * size), n * size, size, m, last - first, k, False, room,
+            )  # fmt: skip
     if parts == 2:
         join(result, like, end)
         tiles(left, a_row, a_col, right, b_row, result, n * size, 1, end, n, k, False, like)
@@ -127,7 +119,8 @@ def short_on_threads(a, b, c, space, threads):
 
 def _signature(result):
     def signature(dtype):
-        return result(*[types.int64] * 3, room_of(dtype), types.int64)
+        room = {"f": types.float32, "d": types.float64}[dtype][::1]
+        return result(*[types.int64] * 3, room, types.int64)
 
     return signature
 

@@ -320,3 +320,12 @@ def dots(a, a_row, a_col, b, b_col, c, c_row, c_col, m, n, k, add, space):
                 min(2, n - j),
                 add,
             )
+
+
+@njit(error_model="numpy")
+def few_rows(a, a_row, a_col, b, b_row, b_col, c, c_row, c_col, m, n, k, add, space):
+    """C (m, n) (+)= A (m, k) @ B (k, n), whichever way B lies; space: as for `thin` and `dots`."""
+    if b_col == itemsize(a):
+        thin(a, a_row, a_col, b, b_row, c, c_row, m, n, k, add, space)
+    else:
+        dots(a, a_row, a_col, b, b_col, c, c_row, c_col, m, n, k, add, space)
