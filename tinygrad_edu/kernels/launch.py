@@ -1,4 +1,4 @@
-"""Running a compiled kernel on all threads: one way for every kernel that is not a matrix product.
+"""Running a compiled kernel on all threads: one way for every kernel.
 
 A kernel's work is cut into pieces, numbered from 0. The cuts depend on shapes alone, and whoever
 takes a piece does all of it, so the bits of a result do not depend on the number of threads. Each

@@ -330,7 +330,8 @@ def _launch(a, b, out, bias, add, way, extra, todo, workers):
         a_room, b_room = 0, _unpacked_room(m, cuts[1], k, way)
     room = _space("room", (a_room + b_room) * workers, dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
-    operands = [id(x) for x in (a, b, out, bias, out if extra is None else extra)]
+    extra = out if extra is None else extra
+    operands = id(a), id(b), id(out), id(bias), id(extra)
     pieces = count * _ceil(m, cuts[0]) * _ceil(n, cuts[1])
     way(pieces, (room,), (*operands, todo, add, *cuts, a_room, b_room), (), workers == 1)
 
