@@ -20,9 +20,9 @@ BLOCK_BYTES = 256 * 1024
 UNIT_BYTES = 16 * 1024 * 1024  # long enough to read at full speed, and a product near its peak
 
 
-def row_blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[slice]:
-    """Slices that cover `rows` rows of `row_bytes` bytes, each about `block_bytes` large."""
-    step = max(1, block_bytes // max(1, row_bytes))
+def row_blocks(rows: int, row_bytes: int) -> Iterator[slice]:
+    """Slices that cover `rows` rows of `row_bytes` bytes, each about BLOCK_BYTES large."""
+    step = max(1, BLOCK_BYTES // max(1, row_bytes))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
@@ -51,7 +51,7 @@ def blockwise(formula: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.nda
         out[...] = formula(*arrays)
         return out
     if all(x.ndim == 0 or (x.shape == shape and x.flags.c_contiguous) for x in arrays):
-        parts, target = [x if x.ndim == 0 else flat(x) for x in arrays], flat(out)
+        parts, target = [x if x.ndim == 0 else x.reshape(-1) for x in arrays], out.reshape(-1)
     else:
         parts, target = [x if x.ndim == 0 else np.broadcast_to(x, shape) for x in arrays], out
     fill_blocks(formula, parts, target)
@@ -67,11 +67,6 @@ def fill_blocks(formula: Callable, parts: Sequence[np.ndarray], target: np.ndarr
         return
     for block in row_blocks(len(target), row_bytes):
         target[block] = formula(*[x if x.ndim == 0 else x[block] for x in parts])
-
-
-def flat(array: np.ndarray) -> np.ndarray:
-    """(...) -> (size,), as a view where `array` is contiguous."""
-    return array.reshape(-1)
 
 
 def rows_of(array: np.ndarray, row_ndim: int = 1) -> np.ndarray:

@@ -90,6 +90,12 @@ def layer_norm(
     return y.astype(x.dtype, copy=False), mean, rstd
 
 
+def parts(n: int, c: int) -> tuple[int, int]:
+    """`pieces` of n rows, but at most PARTS, as each has a sum of its own."""
+    step = max(pieces(n, c)[1], -(-n // PARTS))
+    return -(-n // step), step
+
+
 @summing_task
 def layer_norm_backward_task(arrays, sizes, numbers, piece, slot):
     n, c, step = sizes[0], sizes[1], sizes[2]
@@ -155,10 +161,7 @@ def layer_norm_backward(
     """Gradients of x (N, C), weight (C,) and bias (C,), as `needs` asks."""
     (n, c), source = x.shape, operand(x)
     dtype = source.dtype
-    count, step = pieces(n, c)
-    if count > PARTS:
-        step = -(-n // PARTS)
-        count = -(-n // step)
+    count, step = parts(n, c)
     dx = empty((n, c), dtype) if needs[0] else None
     dweight, dbias = (empty((count, c), dtype) if need else None for need in needs[1:])
     weight = None if weight is None else operand(weight, dtype)
@@ -171,13 +174,13 @@ def layer_norm_backward(
     return dx, sum_parts(dweight, x.dtype), sum_parts(dbias, x.dtype)
 
 
-def sum_parts(parts: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
+def sum_parts(sums: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
     """Partial sums (pieces, C) -> (C,), added in order."""
-    if parts is None:
+    if sums is None:
         return None
-    out = empty(parts.shape[1:], parts.dtype)
+    out = empty(sums.shape[1:], sums.dtype)
     if not switch.off:
-        np.add.reduce(parts, axis=0, out=out)
+        np.add.reduce(sums, axis=0, out=out)
     return out.astype(dtype, copy=False)
 
 
@@ -196,10 +199,7 @@ def column_sums_task(arrays, sizes, numbers, piece, slot):
 def column_sums(x: np.ndarray) -> np.ndarray:
     """(N, C) -> (C,): the gradient of a bias."""
     (n, c), source = x.shape, operand(x)
-    count, step = pieces(n, c)
-    if count > PARTS:
-        step = -(-n // PARTS)
-        count = -(-n // step)
+    count, step = parts(n, c)
     out = empty((count, c), source.dtype)
     column_sums_task(count, [source, out], [n, c, step])
     return sum_parts(out, x.dtype)
