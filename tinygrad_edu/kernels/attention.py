@@ -304,7 +304,7 @@ def attention(
     room = (s + MR) * d + (e + wide) * s + QUERIES * d + (s + 3) * QUERIES
     if t == 1 <= s and not options.dropout_p:
         task, room = one_query_task, s + max(e, DEPTH * tile_width(dtype))
-    run(task, [q, k, v, out], [lse], [], room, options)
+    run(task, [q, k, v, out], lse, [], room, options)
     return out.astype(q.dtype, copy=False), lse
 
 
@@ -329,14 +329,13 @@ def attention_backward(
     room = (
         (s + MR) * (d + e) + (d + wide) * s + 2 * QUERIES * (d + e + wide) + (2 * s + 3) * QUERIES
     )
-    run(attention_backward_task, [q, k, v, out], [lse], [grad, *grads], room, options)
+    run(attention_backward_task, [q, k, v, out], lse, [grad, *grads], room, options)
     return tuple(g.astype(q.dtype, copy=False) for g in grads)
 
 
-def run(task, heads, vectors, more, room: int, options: Options) -> None:
+def run(task, heads, lse, more, room: int, options: Options) -> None:
     """Starts a task, one piece per head; `room`: elements of workspace per thread."""
-    (lse,), q = vectors, heads[0]
-    (b, h, t, d), (s, e), dtype = q.shape, heads[2].shape[2:], lse.dtype
+    (b, h, t, d), (s, e), dtype = heads[0].shape, heads[2].shape[2:], lse.dtype
     mask = full_mask(options.mask, (b, h, t, s), dtype)
     room = -(-room // 16) * 16
     space = empty(room * min(launch.threads(), max(1, b * h)), dtype, "workspace")

@@ -143,7 +143,7 @@ def _take(typingctx, address, block, place, end, slot):
 
 @intrinsic
 def _write(typingctx, address, value):
-    """The int64 at an address."""
+    """Stores an int64 at an address."""
 
     def codegen(context, builder, signature, args):
         builder.store(args[1], builder.inttoptr(args[0], ir.IntType(64).as_pointer()))

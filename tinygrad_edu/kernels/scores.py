@@ -1,8 +1,7 @@
 """What attention does with a block of scores, (keys, QUERIES), that some queries see only part of.
 
-Query i of the block sees the keys 0 .. future + i. Of each tile of a product, and of each chunk of
-a row, either some query sees some key, or it is left out: of the 64 x 64 scores of a short text
-that is a third of the work.
+Query i of the block sees the keys 0 .. future + i. A tile of a product, or a chunk of a row, in
+which no query sees any key is left out: in a text of 64 tokens, a third of the work.
 """
 
 import numpy as np
