@@ -16,11 +16,10 @@ from .nn import Parameter
 from .storage import ArrayStorage, Storage
 
 
-def positive(name: str, value: float, zero: bool = True) -> float:
-    """`value` as a float that is finite and not negative (and not zero, unless `zero`)."""
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        bound = "at least" if zero else "above"
-        raise ValueError(f"{name} must be a finite number {bound} 0, got {value}")
+def positive(name: str, value: float) -> float:
+    """`value` as a float that is finite and not negative."""
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be a finite number at least 0, got {value}")
     return float(value)
 
 
@@ -37,6 +36,15 @@ def fraction(name: str, value: float) -> float:
     return float(value)
 
 
+def parameters_of(params: Iterable[Parameter], what: str) -> list[Parameter]:
+    """A list, of one parameter or of some; `what` updates or scales them, for the error."""
+    params = [params] if isinstance(params, Parameter) else list(params)
+    for parameter in params:
+        if not isinstance(parameter, Parameter):
+            raise TypeError(f"{what} nn.Parameters, got {type(parameter).__name__}")
+    return params
+
+
 class Optimizer:
     """What all optimizers share: parameters in order, their state, saving and loading.
 
@@ -47,19 +55,13 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Parameter], lr: float) -> None:
         self.lr = positive("lr", lr)
-        params = [params] if isinstance(params, Parameter) else list(params)
+        params = parameters_of(params, "an optimizer updates")
         if not params:
             raise ValueError("an optimizer needs at least one parameter, got none")
-        for parameter in params:
-            if not isinstance(parameter, Parameter):
-                raise TypeError(
-                    f"an optimizer updates nn.Parameters, got {type(parameter).__name__}"
-                )
         self.params: list[Parameter] = list({p.storage: p for p in params}.values())
-        for parameter in self.params:
-            parameter.storage.make_state(self.state_names)
         self._mark = object()  # on every parameter whose state is ours
         for parameter in self.params:
+            parameter.storage.make_state(self.state_names)
             parameter.storage.state_of = self._mark
         self.steps = 0
 
@@ -197,10 +199,7 @@ def clip_grad_norm_(params: Iterable[Parameter], max_norm: float) -> float:
 
     Squares are added up in parameter order. A norm that is NaN or infinite changes nothing.
     """
-    params = [params] if isinstance(params, Parameter) else list(params)
-    for parameter in params:
-        if not isinstance(parameter, Parameter):
-            raise TypeError(f"clipping scales nn.Parameters, got {type(parameter).__name__}")
+    params = parameters_of(params, "clipping scales")
     if not max_norm >= 0:  # infinity is allowed: it measures and clips nothing
         raise ValueError(f"max_norm must be at least 0, got {max_norm}")
     storages = list(dict.fromkeys(p.storage for p in params if p.storage.has_grad))
