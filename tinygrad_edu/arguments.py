@@ -22,6 +22,13 @@ def as_tensor(x: Any) -> Tensor:
     return floating(x if isinstance(x, Tensor) else Tensor(x))
 
 
+def without_gradient(name: str, what: str, x: Any) -> np.ndarray:
+    """`x` as an array, for an op that has no gradient by it; one that wants a gradient raises."""
+    if isinstance(x, Tensor) and x.requires_grad:
+        raise ValueError(f"{name}: {what} gets no gradient: pass {what}.detach()")
+    return np.asarray(x.data if isinstance(x, Tensor) else x)
+
+
 def as_ids(ids: Any, name: str, high: int, ignore_index: int | None = None) -> np.ndarray:
     """Integer ids in [0, high) as an int64 array; `ignore_index` may appear among them."""
     array = np.asarray(ids.data if isinstance(ids, Tensor) else ids)
@@ -90,25 +97,23 @@ def as_target(
     name: str,
     target: Any,
     ids_shape: tuple[int, ...],
-    probabilities_shape: tuple[int, ...],
+    class_axis: int,
+    n_classes: int,
     weight: Any,
     ignore_index: int,
     label_smoothing: float,
-    rows: Tensor,
-    class_axis: int,
-    n_classes: int | None = None,
+    dtype: np.dtype,
 ) -> Target:
-    """Checks a target and its options, and flattens it to one row per loss."""
-    if isinstance(target, Tensor):
-        if target.requires_grad:
-            raise ValueError(f"{name}: target gets no gradient: pass target.detach()")
-        target = target.data
-    array = np.asarray(target)
-    n_classes = rows.shape[1] if n_classes is None else n_classes
+    """Checks a target and its options, and flattens it to one row per loss.
+
+    Ids have `ids_shape`, probabilities one more axis, of `n_classes`, at `class_axis`.
+    """
+    array = without_gradient(name, "target", target)
+    probabilities_shape = (*ids_shape[:class_axis], n_classes, *ids_shape[class_axis:])
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{name}: label_smoothing is between 0 and 1, got {label_smoothing}")
     if array.dtype.kind == "f" and array.shape == probabilities_shape:
-        classes = rows_of(np.moveaxis(array, class_axis, -1)).astype(rows.dtype)
+        classes = rows_of(np.moveaxis(array, class_axis, -1)).astype(dtype)
     elif array.dtype.kind == "f" or array.shape != ids_shape:
         raise ValueError(
             f"{name}: target of dtype {array.dtype} and shape {array.shape}: expected class ids "
@@ -119,10 +124,8 @@ def as_target(
         classes = as_ids(array, f"{name} target", n_classes, ignore_index).reshape(array.size)
     if weight is not None:
         weight = as_tensor(weight)
-        if weight.requires_grad:
-            raise ValueError(f"{name}: weight gets no gradient: pass weight.detach()")
         need_shape(name, "weight", weight, (n_classes,))
-        weight = weight.data.astype(rows.dtype)
+        weight = without_gradient(name, "weight", weight).astype(dtype)
     return Target(classes, weight, ignore_index, float(label_smoothing))
 
 
@@ -148,11 +151,7 @@ def four_axes(x: Tensor) -> Tensor:
 
 
 def as_mask(name: str, attn_mask: Any, q: Tensor, s: int) -> np.ndarray:
-    if isinstance(attn_mask, Tensor):
-        if attn_mask.requires_grad:
-            raise ValueError(f"{name}: attn_mask gets no gradient: pass attn_mask.detach()")
-        attn_mask = attn_mask.data
-    mask = np.asarray(attn_mask)
+    mask = without_gradient(name, "attn_mask", attn_mask)
     full = (*q.shape[:-1], s)
     if mask.dtype.kind not in "bf":
         raise TypeError(f"{name}: attn_mask is boolean or floating-point, got {mask.dtype}")

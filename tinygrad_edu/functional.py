@@ -139,8 +139,9 @@ def cross_entropy(
     logits = x.permute(*(i for i in range(x.ndim) if i != axis), axis)
     logits = logits.reshape(math.prod(rest), x.shape[axis])
     checked = as_target(
-        "cross_entropy", target, rest, x.shape, weight, ignore_index, label_smoothing, logits, axis
-    )
+        "cross_entropy", target, rest, axis, x.shape[axis], weight, ignore_index, label_smoothing,
+        x.dtype,
+    )  # fmt: skip
     loss = apply(ops.CrossEntropy, logits, target=checked, reduction=as_reduction(reduction))
     return loss.reshape(rest) if reduction == "none" else loss
 
@@ -169,8 +170,8 @@ def linear_cross_entropy(
     check_linear("linear_cross_entropy", x, w, b)
     rest, rows = x.shape[:-1], x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     checked = as_target(
-        "linear_cross_entropy", target, rest, (*rest, len(w)), weight, ignore_index,
-        label_smoothing, rows, len(rest), n_classes=len(w),
+        "linear_cross_entropy", target, rest, len(rest), len(w), weight, ignore_index,
+        label_smoothing, x.dtype,
     )  # fmt: skip
     loss = apply(
         ops.LinearCrossEntropy, rows, w, b, target=checked, reduction=as_reduction(reduction),
