@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tinygrad_edu as tg
+from tinygrad_edu import functional as F
 from tinygrad_edu import nn
 
 
@@ -183,6 +184,13 @@ def test_a_padding_row_is_zero_and_must_exist():
             nn.Embedding(4, 3, padding_idx)
     with pytest.raises(TypeError, match=r"a row number, got 1\.0"):
         nn.Embedding(4, 3, 1.0)
+
+
+def test_sizes_of_norms_are_not_rounded():
+    assert nn.RMSNorm([np.int64(2), 3]).weight.shape == (2, 3)
+    for make in (nn.LayerNorm, nn.RMSNorm, lambda size: F.layer_norm(np.ones((2, 2)), size)):
+        with pytest.raises(TypeError, match=r"orm needs whole numbers as sizes, got \(2\.7,\)"):
+            make((2.7,))
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.5, float("nan")])

@@ -12,7 +12,7 @@ import numpy as np
 
 from .kernels.blocks import rows_of
 from .kernels.cross_entropy import Target
-from .tensor import Tensor, floating
+from .tensor import Tensor, floating, whole
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -43,6 +43,11 @@ def as_ids(ids: Any, name: str, high: int, ignore_index: int | None = None) -> n
         where = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise IndexError(f"{name}: {array[where]} at {where} is outside 0 .. {high - 1}")
     return array.astype(np.int64)  # a copy: nobody can change it before backward
+
+
+def as_shape(shape: Any, name: str) -> tuple[int, ...]:
+    """A shape that may be given as one number."""
+    return whole((shape,) if isinstance(shape, numbers.Integral) else shape, name)
 
 
 def as_probability(p: float, name: str) -> float:

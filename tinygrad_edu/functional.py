@@ -5,7 +5,6 @@ what was given, and then applies one fused op.
 """
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from .arguments import (
     as_mask,
     as_probability,
     as_reduction,
+    as_shape,
     as_target,
     as_tensor,
     check_linear,
@@ -87,8 +87,7 @@ def normalize(
     name: str, input: Any, normalized_shape: Any, weight: Any, bias: Any, eps: float, center: bool
 ) -> Tensor:
     x = as_tensor(input)
-    single = isinstance(normalized_shape, numbers.Integral)
-    shape = (int(normalized_shape),) if single else tuple(normalized_shape)
+    shape = as_shape(normalized_shape, name)
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"{name}: eps must be at least 0, got {eps}")
     if not shape or x.shape[-len(shape) :] != shape:

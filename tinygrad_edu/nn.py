@@ -6,7 +6,6 @@ weights) is one parameter, under its first name. Layers that draw numbers take a
 """
 
 import math
-import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from . import functional as F
 from . import tape
-from .arguments import as_generator, as_probability, check_padding_idx
+from .arguments import as_generator, as_probability, as_shape, check_padding_idx
 from .kernels.blocks import row_units
 from .storage import WEIGHT, Storage, new_storage
 from .tensor import Tensor, as_numbers
@@ -310,16 +309,11 @@ class Embedding(Module):
         return F.embedding(ids, self.weight, self.padding_idx)
 
 
-def as_shape(shape: Any) -> tuple[int, ...]:
-    sizes = (shape,) if isinstance(shape, numbers.Integral) else shape
-    return tuple(int(n) for n in sizes)
-
-
 class LayerNorm(Module):
     """Layer norm over the last axes, of `normalized_shape`, with a learned scale and shift."""
 
     def __init__(self, normalized_shape: Any, eps: float = 1e-5, *, bias: bool = True) -> None:
-        shape = as_shape(normalized_shape)
+        shape = as_shape(normalized_shape, "LayerNorm")
         self.normalized_shape, self.eps = shape, eps
         self.weight = Parameter(np.ones(shape, np.float32))
         self.bias = Parameter(np.zeros(shape, np.float32)) if bias else None
@@ -332,7 +326,7 @@ class RMSNorm(Module):
     """RMS norm over the last axes, of `normalized_shape`, with a learned scale."""
 
     def __init__(self, normalized_shape: Any, eps: float | None = None) -> None:
-        shape = as_shape(normalized_shape)
+        shape = as_shape(normalized_shape, "RMSNorm")
         self.normalized_shape, self.eps = shape, eps
         self.weight = Parameter(np.ones(shape, np.float32))
 
