@@ -199,9 +199,7 @@ def test_a_thread_that_is_closed_drops_what_it_has_not_begun():
         go.wait()
         done.append(1)
 
-    jobs = [mover.job(first, "a"), mover.job(lambda: done.append(2), "the weight of b")]
-    for job in jobs:
-        mover.submit(job)
+    jobs = [mover.submit(first, "a"), mover.submit(lambda: done.append(2), "the weight of b")]
     begun.wait()
     closing = threading.Thread(target=mover.close)
     closing.start()

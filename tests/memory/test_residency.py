@@ -28,11 +28,10 @@ class Reader:
 
     alive, failure = True, None
 
-    def job(self, move, what):
-        return Job(move, what, self)
-
-    def submit(self, job):
+    def submit(self, move, what):
+        job = Job(move, what, self)
         job.run()
+        return job
 
 
 class Link:
@@ -269,15 +268,15 @@ def test_two_loans_of_one_unit_are_one_copy():
 def test_an_interrupted_wait_is_no_arrival(monkeypatch):
     """Ctrl-C in the middle of a fetch: the next loan waits for the same bytes."""
     machine = Machine(2)
-    real, calls = Residency._wait, []
+    real, calls = residency_module.wait_for, []
 
-    def interrupted(self, job, cause):
+    def interrupted(job, *rest):
         calls.append(job)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        real(self, job, cause)
+        real(job, *rest)
 
-    monkeypatch.setattr(Residency, "_wait", interrupted)
+    monkeypatch.setattr(residency_module, "wait_for", interrupted)
     with pytest.raises(KeyboardInterrupt):
         machine.use(1)
     assert machine.budget.needed == 0

@@ -30,7 +30,7 @@ from .residency import UPDATE, Residency
 from .sizes import parse_size
 from .streamed import StreamedStorage
 from .timeline import Timeline
-from .transfer import Job, Link, Mover, afresh
+from .transfer import Job, Link, Mover, afresh, wait_for
 
 LEAVING = 1 << 20  # bytes of gradients that may be on their way out beside the latest one
 
@@ -179,8 +179,7 @@ class Chip:
             end = time.perf_counter_ns()
             self.timeline.record("drain", storage.name or "", start, end, nbytes)
 
-        job = self.writer.job(carry, f"the gradient of {storage.name or storage.shape}")
-        self.writer.submit(job)
+        job = self.writer.submit(carry, f"the gradient of {storage.name or storage.shape}")
         self._leaving.append((job, array))
         self._leaving_bytes += nbytes
         while self._leaving_bytes - nbytes > LEAVING:
@@ -189,16 +188,9 @@ class Chip:
     def _collect(self) -> None:
         """Waits for the oldest gradient on its way out, and lets go of its memory."""
         job, array = self._leaving[0]
-        self._wait(job, "drain")
+        wait_for(job, "drain", self.timeline)
         self._leaving.popleft()  # only now: the writer has read it
         self._leaving_bytes -= 0 if array is None else array.nbytes
-
-    def _wait(self, job: Job, cause: str) -> None:
-        start = time.perf_counter_ns()
-        waited = not job.arrived
-        job.wait()
-        if waited:
-            self.timeline.stall(cause, start, time.perf_counter_ns())
 
     def settle(self) -> None:
         """Returns when nothing is on its way out any more."""

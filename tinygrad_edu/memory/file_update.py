@@ -11,7 +11,6 @@ Three sets go round. What is written is on its way when the update of one parame
 needs the parameter next waits for its last write.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from .external import GRID, Blob
 from .timeline import Timeline
-from .transfer import Job, Mover
+from .transfer import Job, Mover, wait_for
 
 SETS = 3
 
@@ -43,7 +42,7 @@ class FileUpdate:
         coming = [self._read(blobs, dtypes, starts, i) for i in range(len(starts))[: SETS - 1]]
         for i in range(len(starts)):
             turn, parts, arrived = coming.pop(0)
-            self._wait(arrived)
+            wait_for(arrived, "update", self.timeline)
             if scale != 1.0:
                 parts[1] *= parts[1].dtype.type(scale)
             function(*parts, **numbers)
@@ -53,19 +52,21 @@ class FileUpdate:
 
     def settle(self) -> None:
         """Waits for every write."""
-        for turn, job in enumerate(self.leaving):
-            if job is not None:
-                self._wait(job)
-                self.leaving[turn] = None
+        for turn in range(SETS):
+            self._empty(turn)
+
+    def _empty(self, turn: int) -> None:
+        """Waits for the write of a set of buffers."""
+        if self.leaving[turn] is not None:
+            wait_for(self.leaving[turn], "update", self.timeline)
+            self.leaving[turn] = None
 
     def _read(
         self, blobs: list[Blob], dtypes: list[np.dtype], starts: range, i: int
     ) -> tuple[int, list[np.ndarray], Job]:
         """Elements from starts[i] on: whole cells, of all but the last chunk."""
         turn, self.turn = self.turn, (self.turn + 1) % SETS
-        if self.leaving[turn] is not None:
-            self._wait(self.leaving[turn])
-            self.leaving[turn] = None
+        self._empty(turn)
         buffers, start, parts = self.sets[turn], starts[i], []
         count = min(starts.step, starts.stop - start)
         for place, dtype in enumerate(dtypes):
@@ -79,9 +80,7 @@ class FileUpdate:
             for blob, part in zip(blobs, parts, strict=True):
                 blob.read(start * part.itemsize, part.view(np.uint8))
 
-        job = self.reader.job(move, f"the {blobs[0].what} for its update")
-        self.reader.submit(job)
-        return turn, parts, job
+        return turn, parts, self.reader.submit(move, f"the {blobs[0].what} for its update")
 
     def _write(self, blobs: list[Blob], parts: list[np.ndarray], start: int) -> Job:
         def move() -> None:
@@ -89,11 +88,4 @@ class FileUpdate:
                 if i != 1:  # the gradient is done with
                     blob.write(start * part.itemsize, part.view(np.uint8))
 
-        job = self.writer.job(move, f"the {blobs[0].what} after its update")
-        self.writer.submit(job)
-        return job
-
-    def _wait(self, job: Job) -> None:
-        start = time.perf_counter_ns()
-        job.wait()
-        self.timeline.stall("update", start, time.perf_counter_ns())
+        return self.writer.submit(move, f"the {blobs[0].what} after its update")

@@ -23,7 +23,7 @@ from .budget import Budget, block_size
 from .external import Blob
 from .schedule import Schedule
 from .timeline import Timeline
-from .transfer import Job, Link, Mover
+from .transfer import Job, Link, Mover, wait_for
 
 AHEAD = 32 << 20  # bytes on their way or waiting for their use: enough to keep the link busy
 TRUST = 8  # expectations that must come true before anything is fetched on the strength of them
@@ -178,7 +178,7 @@ class Residency:
 
     def fetch(self, blob: Blob, read: Callable[[], None], nbytes: int, after: Job | None) -> None:
         """Runs `read`, of `nbytes` from `blob`, as a transfer, and waits for it."""
-        self._wait(self._submit(blob, read, nbytes, after), "fetch")
+        wait_for(self._submit(blob, read, nbytes, after), "fetch", self.timeline)
         self.arrived_bytes += nbytes
 
     def _fetch(self, unit: Unit, kind: str) -> None:
@@ -193,30 +193,21 @@ class Residency:
     def _submit(self, blob: Blob, read: Callable[[], None], nbytes: int, after: Job | None) -> Job:
         """Hands the reader a transfer; `after` is a write that it has to come after."""
 
-        def move() -> None:
+        def move() -> float:
             if after is not None:
                 after.wait()
             start = time.perf_counter_ns()
-            job.ready_at = self.link.carry(nbytes, read)
+            ready_at = self.link.carry(nbytes, read)
             end = time.perf_counter_ns()
             self.timeline.record("fetch", blob.owner.name or "", start, end, nbytes)
+            return ready_at
 
         self.fetched_bytes += nbytes
-        job = self.reader.job(move, f"the {blob.what} to the chip")
-        self.reader.submit(job)
-        return job
-
-    def _wait(self, job: Job, cause: str) -> None:
-        if not job.arrived:
-            start = time.perf_counter_ns()
-            job.wait()
-            self.timeline.stall(cause, start, time.perf_counter_ns())
-        else:
-            job.wait()
+        return self.reader.submit(move, f"the {blob.what} to the chip")
 
     def _arrive(self, unit: Unit) -> None:
         if unit.job is not None:
-            self._wait(unit.job, "fetch")
+            wait_for(unit.job, "fetch", self.timeline)
             self.arrived_bytes += unit.nbytes
             unit.job = None  # only now: a wait that was interrupted is one that is still to come
 

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .timeline import Timeline
+
 POLL = 0.2  # seconds between looks at whether the other thread is still alive
 FAREWELL = 10.0  # seconds that a thread gets to finish when the chip closes
 
@@ -27,15 +29,18 @@ def afresh(error: BaseException) -> BaseException:
 
 
 class Job:
-    """One transfer: `move()` is called in the mover's thread."""
+    """One transfer: `move()` is called in the mover's thread.
+
+    It may give the time at which the bytes count as arrived, for an emulated latency.
+    """
 
     __slots__ = ("done", "error", "move", "mover", "ready_at", "what")
 
-    def __init__(self, move: Callable[[], None], what: str, mover: "Mover") -> None:
-        self.move: Callable[[], None] | None = move
+    def __init__(self, move: Callable[[], float | None], what: str, mover: "Mover") -> None:
+        self.move: Callable[[], float | None] | None = move
         self.what, self.mover = what, mover
         self.error: BaseException | None = None
-        self.ready_at = 0.0  # with an emulated latency: when the bytes count as arrived
+        self.ready_at = 0.0
         self.done = threading.Event()
 
     @property
@@ -44,7 +49,7 @@ class Job:
 
     def run(self) -> None:
         try:
-            self.move()
+            self.ready_at = self.move() or 0.0
         except BaseException as error:  # whoever waits for the job raises it
             self.error = error.with_traceback(None)
             self.mover.failure = self.mover.failure or self.error
@@ -89,11 +94,10 @@ class Mover:
     def alive(self) -> bool:
         return self.thread.is_alive()
 
-    def job(self, move: Callable[[], None], what: str) -> Job:
-        return Job(move, what, self)
-
-    def submit(self, job: Job) -> None:
+    def submit(self, move: Callable[[], float | None], what: str) -> Job:
+        job = Job(move, what, self)
         self.queue.put(job)
+        return job
 
     def close(self) -> None:
         """Ends the thread after the job it is at; jobs that it has not begun are dropped."""
@@ -108,6 +112,14 @@ class Mover:
             else:
                 job.run()
             del job
+
+
+def wait_for(job: Job, cause: str, timeline: Timeline) -> None:
+    """Waits for a job in the thread that computes, whose stall this is."""
+    start, late = time.perf_counter_ns(), not job.arrived
+    job.wait()
+    if late:
+        timeline.stall(cause, start, time.perf_counter_ns())
 
 
 class Link:
