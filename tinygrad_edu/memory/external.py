@@ -274,9 +274,9 @@ def described(owner: Owner | None) -> str:
     return f"{name}{owner.dtype} {tuple(owner.shape)}"
 
 
-def checked(blob: Blob, cells: int = 4) -> Iterator[np.ndarray]:
-    """All bytes of a blob in pieces of `cells` checksums, each compared before it is handed on."""
-    size = cells * GRID
+def checked(blob: Blob) -> Iterator[np.ndarray]:
+    """All bytes of a blob in pieces, each compared with its checksums before it is handed on."""
+    size = 4 * GRID
     buffer = np.empty(min(size, blob.nbytes), np.uint8)
     for offset in range(0, blob.nbytes, size):
         piece = buffer[: min(size, blob.nbytes - offset)]

@@ -61,16 +61,16 @@ PASSES |= dict.fromkeys(VIEWS, (0, 0))
 ELSE = (2, 3)
 
 
-def op_bytes(op: str, phase: str, shapes: tuple, itemsize: int = 4) -> int:
-    """Bytes that an op reads and writes in the chip's memory."""
+def op_bytes(op: str, phase: str, shapes: tuple) -> int:
+    """Bytes, in float32, that an op reads and writes in the chip's memory."""
     backward = phase == "backward"
     if op in BACKWARD:
-        return itemsize * operands(op, shapes, backward)
+        return 4 * operands(op, shapes, backward)
     largest = max((math.prod(shape) for shape in shapes if shape is not None), default=0)
     passes = PASSES.get(op, ELSE)[backward]
     if op == "Embedding":  # its largest input is the table, of which it reads some rows
         largest = math.prod(shapes[1]) * shapes[0][1]
-    return passes * largest * itemsize
+    return 4 * passes * largest
 
 
 def operands(op: str, shapes: tuple, backward: bool) -> int:
