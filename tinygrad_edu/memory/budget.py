@@ -11,6 +11,7 @@ given back to the operating system when something else needs the room.
     needed + idle + leaving + free <= limit      at every instant
 """
 
+import math
 import mmap
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
@@ -55,10 +56,7 @@ class Budget:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype, kind: str = "activations") -> Any:
         """An uninitialised C-contiguous array of `shape` and `dtype`, charged to `kind`."""
-        count = 1
-        for n in shape:
-            count *= n
-        block = self.block(count * dtype.itemsize, kind, (shape, dtype))
+        block = self.block(math.prod(shape) * dtype.itemsize, kind, (shape, dtype))
         held = lease(block, self)
         held.kind = kind
         scope = tape.state.scope

@@ -14,6 +14,7 @@ nanosecond is a GB/s.
 import json
 import os
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,12 +93,12 @@ def overlap(records: list[tuple]) -> float | None:
     return hidden / total if total else None
 
 
-def stalls_by_cause(records: list[tuple]) -> dict[str, int]:
+def stalls_by_cause(records: list[tuple]) -> Counter[str]:
     """Cause -> nanoseconds."""
-    causes: dict[str, int] = {}
+    causes: Counter[str] = Counter()
     for lane, cause, start, end, *_ in records:
         if lane == STALL:
-            causes[cause] = causes.get(cause, 0) + end - start
+            causes[cause] += end - start
     return causes
 
 
@@ -148,7 +149,7 @@ class Timeline:
         self._lock = threading.Lock()  # of everything below; appending needs none
         self._totals = {lane: [0, 0, 0, 0] for lane in LANES}  # of what was dropped; busy in ns
         self._seams = dict.fromkeys(LANES, BEGINNING)  # busy time is in _totals up to here
-        self._stalls: dict[str, int] = {}
+        self._stalls: Counter[str] = Counter()
         self._began = END
         self._first_whole_step = 0
 
@@ -189,8 +190,7 @@ class Timeline:
         self.dropped += count
         self._began = min(self._began, *(r[2] for r in old))
         self._first_whole_step = max(self._first_whole_step, 1 + max(r[6] for r in old))
-        for cause, waited in stalls_by_cause(old).items():
-            self._stalls[cause] = self._stalls.get(cause, 0) + waited
+        self._stalls.update(stalls_by_cause(old))
         # Work that overlaps counts once, also where one part is dropped and another kept: a lane's
         # busy time is settled up to the end of what it drops, by all that is known by now.
         everything = old + self._records
@@ -235,9 +235,8 @@ class Timeline:
     def stall_seconds(self) -> dict[str, float]:
         """Per cause, how long the compute thread ever waited for it."""
         with self._lock:
-            causes, records = dict(self._stalls), self._records[:]
-        for cause, waited in stalls_by_cause(records).items():
-            causes[cause] = causes.get(cause, 0) + waited
+            causes, records = self._stalls.copy(), self._records[:]
+        causes.update(stalls_by_cause(records))
         return {cause: waited / 1e9 for cause, waited in causes.items()}
 
     def wall(self) -> float:
