@@ -79,7 +79,7 @@ class Hardware:
 
     @property
     def several(self) -> str:
-        """ "16 x a100", be they called "a100x16" or not."""
+        """How many of what, as in "16 x a100", whether that was their name ("a100x16") or not."""
         return f"{self.chips} x {re.sub(r'x[0-9]+$', '', self.name)}"
 
     def peak_of(self, precision: str) -> float:

@@ -2,11 +2,8 @@
 
 Ops borrow its weight through the chip's `Residency`. Its gradient leaves the chip as it is made:
 the writer thread stores it, or adds it to what is there, one contribution after the other.
-Optimizer state never comes to the chip: the update runs beside it, in chunks (an update works
-element by element, so where the cuts are changes no bit).
-
-In RAM an update works in place. In a file it goes through three sets of buffers: while one chunk
-is computed, the reader fills the next set and the writer empties the one before.
+Optimizer state never comes to the chip: the update runs beside it, in RAM in place, in a file in
+chunks (see `file_update`). It works element by element, so where the cuts are changes no bit.
 """
 
 import itertools
