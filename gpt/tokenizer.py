@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .disk import write_atomically
 from .errors import UserError
 
 Chunks = Callable[[], Iterator[str]]  # a corpus: each call starts reading it from the beginning
@@ -59,17 +60,8 @@ class Tokenizer:
         raise NotImplementedError
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `tokenizer.json`; whoever looks sees the old file or the whole new one."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "w", encoding="utf-8", newline="\n") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Writes `tokenizer.json`; whoever looks sees the old file or the whole new one."""
+        write_atomically(path, self.to_json().encode())
 
     def _checked(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """The ids as a flat integer array, every one of them inside the vocabulary."""

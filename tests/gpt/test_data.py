@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import gpt.data
+from gpt import disk
 from gpt.cache import cache_folder
 from gpt.data import batch, open_data
 from gpt.errors import UserError
@@ -386,7 +387,7 @@ def test_a_full_disk_says_where_to_go(corpus, cache, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr(disk.Calls, "fsync", staticmethod(full))
     with pytest.raises(UserError, match=r"cache: .*No space left.*set TINYGRAD_EDU_CACHE"):
         open_data(corpus(LINES), block_size=2, cache=cache)
     assert entries(cache) == []
