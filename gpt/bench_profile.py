@@ -39,18 +39,9 @@ def profiled() -> Iterator[dict[str, float]]:
     with ExitStack() as stack:
         for op in ops.CATALOGUE:
             for way in ("forward", "backward"):
-                wrapper = timed(f"{op.__name__} {way}", getattr(op, way))
-                kind = type(_declared(op, way))
-                if kind is classmethod:  # getattr has bound the class already
-                    kind = staticmethod
-                stack.enter_context(mock.patch.object(op, way, kind(wrapper)))
+                wrapper = timed(f"{op.__name__} {way}", getattr(op, way))  # bound, if to its class
+                stack.enter_context(mock.patch.object(op, way, staticmethod(wrapper)))
         for name in ("adamw", "sgd", "sums_of_squares", "scale"):
-            if hasattr(update, name):
-                wrapper = timed(name, getattr(update, name))
-                stack.enter_context(mock.patch.object(update, name, wrapper))
+            wrapper = timed(name, getattr(update, name))
+            stack.enter_context(mock.patch.object(update, name, wrapper))
         yield spent
-
-
-def _declared(op: type, name: str) -> Any:
-    """The attribute as the class statement left it: a staticmethod or a classmethod."""
-    return next(vars(base)[name] for base in op.__mro__ if name in vars(base))
