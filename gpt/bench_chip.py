@@ -15,6 +15,7 @@ includes an external memory in RAM, and not a file's page cache.
 """
 
 import dataclasses
+import functools
 import gc
 import json
 import statistics
@@ -268,11 +269,5 @@ def losses_of(name: str, rows: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    worker: list[Worker] = []
-
-    def answer(**request: Any) -> Any:
-        if not worker:
-            worker.append(Worker(**json.loads(sys.argv[2])))
-        return worker[0](**request)
-
-    serve(answer)
+    worker = functools.cache(lambda: Worker(**json.loads(sys.argv[2])))  # at the first request
+    serve(lambda **request: worker()(**request))

@@ -6,6 +6,7 @@ function of its own whether it runs on one; a preloaded library of one function 
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -239,11 +240,7 @@ def report(found: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     kind, model, batch, count, recompute = sys.argv[2:]
-    worker: list[Worker] = []
-
-    def answer(**request: Any) -> Any:
-        if not worker:
-            worker.append(Worker(kind, json.loads(model), int(batch), int(count), recompute == "1"))
-        return worker[0](**request)
-
-    serve(answer)
+    worker = functools.cache(  # made at the first request, which then is told what goes wrong
+        lambda: Worker(kind, json.loads(model), int(batch), int(count), recompute == "1")
+    )
+    serve(lambda **request: worker()(**request))
