@@ -120,7 +120,7 @@ def bench(
     found: dict[str, Any] = {"sizes": dataclasses.asdict(sizes), "limits": [], "rows": []}
     for n in threads:
         peak = machine.fma_peak(n, rounds=rounds)
-        memory = machine.bandwidth(n, megabytes=megabytes)["copy"]
+        memory = machine.bandwidth(n, megabytes=megabytes)
         found["limits"].append({"threads": n, "gflop_per_s": peak / 1e9, "gb_per_s": memory / 1e9})
         tg.set_num_threads(n)
         for case in cases(sizes):
