@@ -377,21 +377,20 @@ def peak_rss():
 @linux
 @pytest.mark.parametrize("recompute", [True, False], ids=["recomputed", "stored"])
 def test_13_billion_parameters_are_rehearsed_in_hardly_any_memory(recompute):
-    grown, needed, seconds = in_a_process(
+    grown, needed = in_a_process(
         PEAK
         + """
-import json, sys, time
+import json, sys
 from gpt import config, fit
 shape = config.parse(["13b"]).model(50257)
-before, start = peak_rss(), time.perf_counter()
+before = peak_rss()
 step = fit.rehearse(shape, 1, sys.argv[1] == "True")
-print(json.dumps([peak_rss() - before, step.needed, time.perf_counter() - start]))
+print(json.dumps([peak_rss() - before, step.needed]))
 """,
         recompute,
     )
     assert grown < 300e6
     assert needed > (20e9 if not recompute else 2e9)
-    assert seconds < 20
 
 
 BIG = (
