@@ -29,33 +29,9 @@ from tinygrad_edu.kernels.gemm.microkernel import CPU
 numba = pytest.importorskip("numba")
 EXAMPLES = int(os.environ.get("GEMM_EXAMPLES", "150"))
 edges = [
-    0,
-    1,
-    2,
-    5,
-    6,
-    7,
-    8,
-    9,
-    11,
-    12,
-    13,
-    15,
-    16,
-    17,
-    31,
-    32,
-    33,
-    47,
-    48,
-    49,
-    63,
-    64,
-    65,
-    97,
-    127,
-    129,
-]
+    0, 1, 2, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 31, 32, 33, 47,
+    48, 49, 63, 64, 65, 97, 127, 129,
+]  # fmt: skip
 sizes = st.sampled_from(edges)
 layouts = st.sampled_from(["C", "F", "sliced", "reversed", "readonly"])
 dtypes = st.sampled_from([np.float32, np.float64])
