@@ -100,8 +100,9 @@ def cases(s: Sizes) -> Iterator[Case]:
     )
 
     ids = rng.integers(s.v, size=n)
-    yield Case("embedding gather", lambda: gather.gather_rows(table.array, ids), 2 * one)
-    yield Case("embedding scatter", lambda: gather.scatter_rows(g, ids, s.v), one + s.v * s.c * 4)
+    yield Case("embedding", lambda: gather.gather_rows(table.array, ids), 2 * one)
+    sums = len(np.unique(ids)) * s.c * 4
+    yield Case("embedding backward", lambda: gather.sum_rows(g, ids), one + sums)
 
     m, v2 = np.zeros_like(x), np.zeros_like(x)
     settings = dict(lr=1e-3, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, step=10)

@@ -226,11 +226,9 @@ def test_attention_dropout_drops_the_same_in_backward(dtype):
 
 @several
 @given(SIZES, SIZES.filter(bool), SIZES, DTYPES, LAYOUTS)
-def test_gather_and_scatter(n, v, c, dtype, layout):
+def test_gather(n, v, c, dtype, layout):
     table, ids = values(dtype, v, c, layout=layout), np.arange(n) * 5 % v
     assert np.array_equal(gather.gather_rows(table, ids), table[ids])
-    grad = values(dtype, n, c, layout=layout)
-    close(gather.scatter_rows(grad, ids, v), naive.scatter_rows(grad, ids, v), dtype)
 
 
 @several

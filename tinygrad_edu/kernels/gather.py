@@ -57,21 +57,10 @@ def sum_runs(grad: np.ndarray, order: np.ndarray, starts: np.ndarray) -> np.ndar
     return out.astype(grad.dtype, copy=False)
 
 
-def scatter_rows(grad: np.ndarray, ids: np.ndarray, rows: int) -> np.ndarray:
-    """grad (..., C), ids (...) -> (rows, C): for each row, the sum of the gradients it received.
-
-    Sorting the ids brings equal ones together, so each row is one sum, in the order of the text.
-    """
-    flat_ids = ids.reshape(ids.size)
-    starts = np.zeros(rows + 1, np.int64)  # where each row's part of the sorted ids begins
-    np.cumsum(np.bincount(flat_ids, minlength=rows), out=starts[1:])
-    return sum_runs(grad, np.argsort(flat_ids, kind="stable"), starts)
-
-
 def sum_rows(grad: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """grad (..., C), ids (...) -> the distinct ids, ascending (n,), and their sums (n, C).
 
-    The rows of `scatter_rows` that received a gradient, to the bit, without all the others.
+    Sorting the ids brings equal ones together, so each sum is one, in the order of the text.
     """
     flat_ids = ids.reshape(ids.size)
     order = np.argsort(flat_ids, kind="stable")

@@ -197,15 +197,6 @@ def dropout(x: np.ndarray, p: float, key: int) -> np.ndarray:
     return out.reshape(x.shape)
 
 
-def scatter_rows(grad: np.ndarray, ids: np.ndarray, rows: int) -> np.ndarray:
-    """grad (N, C), ids (N,) -> (rows, C)"""
-    out = np.zeros((rows, grad.shape[1]))
-    for i in range(len(ids)):
-        for j in range(grad.shape[1]):
-            out[ids[i], j] += float(grad[i, j])
-    return out
-
-
 def sum_rows(grad: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """grad (N, C), ids (N,) -> distinct ids (n,), their sums (n, C)"""
     rows = sorted(set(map(int, ids)))
