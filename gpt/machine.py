@@ -1,14 +1,16 @@
 """What this machine can do at most: FMA operations and memory traffic per second, measured.
 
 Both kernels are compiled by Numba. The first keeps twelve vectors in registers and does nothing
-but multiply and add; the second copies arrays much larger than the caches.
+but multiply and add; the second copies arrays much larger than the caches. Of several times the
+least counts, not the median: a limit is what is reached when nothing else disturbs.
 """
 
 import functools
-import time
 from collections.abc import Callable
 
 import numpy as np
+
+from tinygrad_edu.memory.calibrate import timed
 
 ACCUMULATORS = 12  # more than the latency of an FMA times the units of a core; fits 16 registers
 
@@ -73,17 +75,6 @@ def _kernels() -> tuple[Callable, Callable]:
     return multiply_add, copy
 
 
-def _least_seconds(call: Callable[[], object], repeats: int) -> float:
-    """The least, not the median: a limit is what is reached when nothing else disturbs."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def fma_peak(threads: int, repeats: int = 9, rounds: int = 10_000_000) -> float:
     """float32 operations per second on `threads` threads; an FMA counts as two."""
     import numba
@@ -91,7 +82,7 @@ def fma_peak(threads: int, repeats: int = 9, rounds: int = 10_000_000) -> float:
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     multiply_add, _ = _kernels()
     out = np.empty(threads, np.float32)
-    seconds = _least_seconds(lambda: multiply_add(threads, rounds, out), repeats)
+    seconds = min(timed(lambda: multiply_add(threads, rounds, out), repeats))
     return threads * rounds * ACCUMULATORS * 2 * (vector_bytes() // 4) / seconds
 
 
@@ -103,4 +94,4 @@ def bandwidth(threads: int, repeats: int = 9, megabytes: int = 256) -> float:
     _, copy = _kernels()
     source = np.ones(megabytes * 2**20 // 4, np.float32)
     target = np.empty_like(source)
-    return 2 * source.nbytes / _least_seconds(lambda: copy(source, target), repeats)
+    return 2 * source.nbytes / min(timed(lambda: copy(source, target), repeats))

@@ -58,15 +58,19 @@ MEASURED = (
 )  # fmt: skip
 
 
-def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
-    """The median of `repeats` calls, after one that warms up."""
+def timed(call: Callable[[], Any], repeats: int) -> list[float]:
+    """The seconds of `repeats` calls, after one that warms up."""
     call()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return times
+
+
+def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
+    return statistics.median(timed(call, repeats))
 
 
 def product_seconds(m: int, n: int, k: int) -> float:
