@@ -217,29 +217,11 @@ def tile(typingctx, mr, nv, padded, a, a_row, a_k, b, b_k, k, c, c_row, rows, co
     add              add to C instead of overwriting it
     k is at least 1; 1 <= rows <= mr; 1 <= columns <= nv * lanes.
     """
-    mr_, nv_, padded_ = mr.literal_value, nv.literal_value, padded.literal_value
+    literals = [literal.literal_value for literal in (mr, nv, padded)]
 
     def codegen(context, builder, signature, args):
-        scalar = context.get_value_type(signature.args[3].dtype)
-        a, a_row, a_k, b, b_k, k, c, c_row, rows, columns, add = args[3:]
-        a, b, c = (raw(builder, p) for p in (a, b, c))
-        _emit_tile(
-            Emit(builder, scalar),
-            mr_,
-            nv_,
-            padded_,
-            a,
-            a_row,
-            a_k,
-            b,
-            b_k,
-            k,
-            c,
-            c_row,
-            rows,
-            columns,
-            add,
-        )
+        scalar = context.get_value_type(a.dtype)
+        _emit_tile(Emit(builder, scalar), *literals, *args[3:])
         return context.get_dummy_value()
 
     at = types.intp
@@ -249,6 +231,7 @@ def tile(typingctx, mr, nv, padded, a, a_row, a_k, b, b_k, k, c, c_row, rows, co
 
 def _emit_tile(e, mr, nv, padded, a, a_row, a_k, b, b_k, k, c, c_row, rows, columns, add):
     builder, width = e.builder, nv * e.lanes
+    a, b, c = (raw(builder, p) for p in (a, b, c))
 
     def vectors(row):
         return [e.at(row, v * CPU.vector_bytes) for v in range(nv)]

@@ -22,9 +22,8 @@ from .microkernel import CPU, I32, I64, Emit, itemsize, lanes, load, raw, step, 
 from .packing import B, pack, width
 
 NV = CPU.nv
-ROWS = min(
-    CPU.mr, 8
-)  # fewer than when packed: with arbitrary strides each row of A needs an address register
+# Fewer than when packed: with arbitrary strides each row of A needs an address register.
+ROWS = min(CPU.mr, 8)
 DEPTH = 32  # rows of B that `thin` streams at a time
 STREAMS = 6  # for one row of A: longer rows of B, fewer at a time
 DOTS = 6  # rows of B.T that `dots` streams for one row of A
@@ -171,23 +170,10 @@ def direct(a, a_row, a_col, b, b_row, b_col, c, c_row, m, n, k, add, space):
             sliver, sliver_k = space, wide * size
         for i in range(0, m, ROWS):
             target = step(c, i * c_row + j * size)
-            rows = min(ROWS, m - i)
             tile(
-                ROWS,
-                NV,
-                False,
-                step(a, i * a_row),
-                a_row,
-                a_col,
-                sliver,
-                sliver_k,
-                k,
-                target,
-                c_row,
-                rows,
-                columns,
-                add,
-            )
+                ROWS, NV, False, step(a, i * a_row), a_row, a_col, sliver, sliver_k, k,
+                target, c_row, min(ROWS, m - i), columns, add,
+            )  # fmt: skip
 
 
 @njit(error_model="numpy")
@@ -286,40 +272,17 @@ def dots(a, a_row, a_col, b, b_col, c, c_row, c_col, m, n, k, add, space):
         for j in range(0, n, DOTS):
             out = step(c, j * c_col)
             dot_tile(
-                1,
-                DOTS,
-                a,
-                a_row,
-                step(b, j * b_col),
-                b_col,
-                k,
-                out,
-                c_row,
-                c_col,
-                1,
-                min(DOTS, n - j),
-                add,
-            )
+                1, DOTS, a, a_row, step(b, j * b_col), b_col, k,
+                out, c_row, c_col, 1, min(DOTS, n - j), add,
+            )  # fmt: skip
         return
     for j in range(0, n, 2):
         for i in range(0, m, 4):
-            out, rows = step(c, i * c_row + j * c_col), min(4, m - i)
-            b_j = step(b, j * b_col)
+            out = step(c, i * c_row + j * c_col)
             dot_tile(
-                4,
-                2,
-                step(a, i * a_row),
-                a_row,
-                b_j,
-                b_col,
-                k,
-                out,
-                c_row,
-                c_col,
-                rows,
-                min(2, n - j),
-                add,
-            )
+                4, 2, step(a, i * a_row), a_row, step(b, j * b_col), b_col, k,
+                out, c_row, c_col, min(4, m - i), min(2, n - j), add,
+            )  # fmt: skip
 
 
 @njit(error_model="numpy")
