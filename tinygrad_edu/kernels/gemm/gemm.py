@@ -20,7 +20,7 @@ import threading
 import numpy as np
 
 from .. import elementwise, switch
-from ..allocator import RECYCLER, aligned_block, empty, is_counted
+from ..allocator import ALIGNMENT, RECYCLER, aligned_block, empty, is_counted
 from ..launch import most_threads, threads
 from . import entries
 from .blocked import BIAS, GELU, KEEP, RESIDUAL
@@ -28,9 +28,9 @@ from .checks import check_arrays, check_bias, check_extra, check_out
 from .microkernel import CPU
 
 SMALL = 1 << 20  # multiply-adds up to which waking a second thread costs more than it helps
-MEDIUM = 1 << 22  # ... up to which packing A does, as all of it is in L2 anyway
-DIRECT_DEPTH = 2048  # ... with sums of at most so many terms, which bounds the room for a sliver
-THIN_ALONE = 1 << 17  # elements of B up to which one thread does it, and Python's way there counts
+MEDIUM = 1 << 22  # the same of packing A, as all of it is in L2 anyway
+DIRECT_DEPTH = 2048  # terms of a sum up to which A is not packed: they bound the room for a sliver
+THIN_ALONE = 1 << 17  # elements of B up to which a second thread costs more for few rows of A
 BATCH = 8  # products from which each is left to one thread
 FEW = 8  # rows up to which a product is limited by reading B
 KC = 768  # depth of a panel: the deeper, the less often a tile of C is loaded and stored
@@ -40,9 +40,8 @@ BLOCKED, DIRECT, THIN = entries.matmul_blocked, entries.matmul_direct, entries.m
 DONE, SHARED = 1, 2  # by `short`: it has computed a product, or leaves it to all threads
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-LINE = 64  # bytes in a cache line
-KEPT_BYTES = 1 << 24  # workspace that is worth keeping
-COUNTED_BYTES = 1 << 16  # ... and not worth counting
+KEPT_BYTES = 1 << 24  # workspace up to this size is kept from call to call
+COUNTED_BYTES = 1 << 16  # ... up to this one even where somebody counts memory
 _local = threading.local()  # workspace, one per calling thread
 
 
@@ -103,9 +102,8 @@ def matmul(
         check_out(out, shape, a, b, bias)
         others = (a, b, bias, keep, residual)
         if out.size and any(x is not None and np.may_share_memory(out, x) for x in others):
-            result = matmul(
-                a, b, bias=bias, gelu=gelu, keep=keep, residual=residual
-            )  # out is read while it is written: go through a copy
+            # out is read while it is written: go through a copy
+            result = matmul(a, b, bias=bias, gelu=gelu, keep=keep, residual=residual)
             np.add(out, result, out=out) if accumulate else np.copyto(out, result)
             return out
     if bias is not None:
@@ -266,7 +264,7 @@ def _plan(m, n, k, size, workers):
     kc = split(k, KC, 1)
     mc = split(m, max(mr, MC * 4 // size), mr)
     nc = split(n, max(nr, B_BYTES // (kc * size) // nr * nr), nr)
-    line = LINE // size  # what starts on a cache line needs no vector from two of them
+    line = ALIGNMENT // size  # what starts on a cache line needs no vector from two of them
     return (m, n, k, mc, kc, nc), _ceil(mc * kc, line) * line, kc * nc
 
 
