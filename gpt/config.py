@@ -44,7 +44,7 @@ class TrainConfig:
     eval_every: int = flag(250, "steps between evaluations, each followed by a checkpoint")
     eval_batches: int = flag(20, "batches of held-out text per evaluation")
     learning_rate: float = flag(1e-3, "peak learning rate")
-    min_lr: float = flag(1e-4, "learning rate at the last step")
+    min_lr: float = flag(1e-4, "learning rate at the last step, if below the peak")
     warmup_steps: int = flag(100, "steps of linear warm-up")
     weight_decay: float = flag(0.1, "AdamW's, on matrices only")
     beta1: float = flag(0.9, "AdamW's decay of the mean")

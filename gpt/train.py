@@ -113,7 +113,7 @@ def train(
         config.learning_rate,
         config.warmup_steps,
         max(config.steps, config.warmup_steps),  # a short run may end while still warming up
-        config.min_lr,
+        min(config.min_lr, config.learning_rate),  # one below the preset's last stays as it is
     )
     optimizer = tg.optim.AdamW(
         model.parameters(),

@@ -87,6 +87,12 @@ def test_a_run_repeats_bit_for_bit_and_follows_its_seed(text, tmp_path):
     assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
 
 
+def test_a_learning_rate_below_the_presets_last_one_does_not_rise_to_it(text, tmp_path):
+    for name, last in (("a", "--min-lr=1"), ("b", "--min-lr=1e-5")):
+        train("--data", text, "--out", tmp_path / name, "--learning-rate=1e-5", last)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
 def test_resume_of_a_shorter_run_continues_bit_for_bit(text, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train("--data", text, "--out", whole)
