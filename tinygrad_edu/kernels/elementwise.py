@@ -70,7 +70,7 @@ def normal_cdf(x, out, work):
     """
     t, older, newer = work[0], work[1], work[2]
     for i in range(len(x)):
-        z = min(abs(np.float64(x[i]) * ROOT_HALF), 30.0)  # 1 far earlier, and inf / inf is not
+        z = min(abs(np.float64(x[i]) * ROOT_HALF), 30.0)  # Phi is 0 or 1 by then; inf / inf is NaN
         t[i] = 2.0 * (z - 3.75) / (z + 3.75)
         older[i] = newer[i] = 0.0
     for term in range(len(ERFC_SERIES) - 1, 0, -1):  # Clenshaw's recurrence

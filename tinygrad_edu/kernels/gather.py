@@ -60,7 +60,7 @@ def sum_runs(grad: np.ndarray, order: np.ndarray, starts: np.ndarray) -> np.ndar
 def sum_rows(grad: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """grad (..., C), ids (...) -> the distinct ids, ascending (n,), and their sums (n, C).
 
-    Sorting the ids brings equal ones together, so each sum is one, in the order of the text.
+    Sorting the ids brings equal ones together, so each row is one sum, in the order of the text.
     """
     flat_ids = ids.reshape(ids.size)
     order = np.argsort(flat_ids, kind="stable")

@@ -49,7 +49,7 @@ def layer_norm_task(arrays, sizes, numbers, piece, slot):
             middle += rest / count
             mean[i, 0] = middle
         scale = kind(1) / np.sqrt(total / count + eps)
-        if total == kind(np.inf):  # squares of large numbers are too large: of their shares, then
+        if total == kind(np.inf):  # the squares overflow: those of shares of the largest do not
             largest = total = kind(0)
             for j in range(c):
                 largest = max(largest, abs(row[j] - middle))
