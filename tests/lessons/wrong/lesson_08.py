@@ -1,6 +1,7 @@
 """Typical wrong answers to lesson 8: what, the solution's text, what stands there, the verdict."""
 
 RETURN = "return 16 * parameters + arrays * array"
+PARAMETERS = "parameters = 12 * layers * width**2 + (vocabulary + context) * width"
 KEPT = "arrays = 16 * layers + 5  # everything"
 
 WRONG = [
@@ -21,4 +22,13 @@ WRONG = [
     ("recompute ignored", "    if recompute:\n", "    if recompute is None:\n", "its input only"),
     ("the layer at hand", "arrays = layers + 16 + 5", "arrays = layers", "its own arrays while"),
     ("its gradients", "arrays = layers + 16 + 5", "arrays = layers + 16", "gradients live, too"),
+    ("8 matrices", "12 * layers * width", "8 * layers * width", "has 12 .* not 8"),
+    ("no tables", PARAMETERS, "parameters = 12 * layers * width**2", "both tables are missing"),
+    ("two token tables", PARAMETERS, PARAMETERS.replace("(vocab", "(2 * vocab"), "counts once"),
+    ("no places", PARAMETERS, PARAMETERS.replace(" + context", ""), "position table is missing"),
+    ("logits kept", RETURN, RETURN + " + 4 * batch * context * vocabulary", "none are kept"),
+    ("state for activations", RETURN, RETURN.replace("+ ", "+ 4 * "), "an activation takes 4"),
+    ("one layer's input", "arrays = layers + 16 + 5", "arrays = 16 + 5", "other layers keeps"),
+    ("megabytes", RETURN, "return (16 * parameters + arrays * array) / 1e6", "megabytes"),
+    ("no number", RETURN, "return float('nan')", "expected a number of bytes"),
 ]  # fmt: skip
