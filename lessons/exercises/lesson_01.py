@@ -1,6 +1,7 @@
 """Lesson 1: add tanh to the tape.
 
-tanh(x) = (e^x - e^-x) / (e^x + e^-x), and its slope is 1 - tanh(x)^2.
+tanh(x) = (e^x - e^-x) / (e^x + e^-x), and its slope is 1 - tanh(x)^2. It has to hold for any x,
+for 800 as well.
 
 Write `Value.tanh`. Then: python -m lessons.check 1
 """

@@ -13,8 +13,27 @@ WRONG = [
         "the formula, which overflows",
         "t = math.tanh(self.data)",
         "e = math.exp(self.data); t = (e - 1 / e) / (e + 1 / e)",
-        "OverflowError",
+        "OverflowError.*e.800 is more than a float can hold",
     ),
+    (
+        "a formula that is no number far away",
+        "t = math.tanh(self.data)",
+        "t = math.tanh(self.data) if abs(self.data) < 700 else math.nan",
+        "is nan, .*e.800 is more",
+    ),
+    (
+        "its own gradient at once",
+        RETURN,
+        "self.grad += 1 - t * t; return Value(t)",
+        "does not name its input",
+    ),
+    (
+        "a Value that cannot be made",
+        "self.grad = 0.0",
+        "raise ValueError('mine')",
+        "`Value` stopped when called with 0.0: ValueError: mine",
+    ),
+    ("no class", "class Value:", "class Number:", "there is no `Value`.*brings the class back"),
     (
         "a slope that is no number far away",
         RETURN,
