@@ -51,7 +51,8 @@ def check_one(name: str, function: Any, sizes: tuple, peak: float, bandwidth: fl
     right_flops, right_bytes = counts(name, sizes)
     if flops != right_flops:
         raise Wrong(
-            f"{about}: {flops:g} FLOPs, expected {right_flops}: {why_flops(flops, right_flops)}"
+            f"{about}: {flops:g} FLOPs, expected {right_flops}: "
+            f"{why_flops(name, flops, right_flops, right_bytes, sizes)}"
         )
     if nbytes != right_bytes:
         why = why_bytes(name, nbytes, right_bytes, sizes)
@@ -64,9 +65,16 @@ def check_one(name: str, function: Any, sizes: tuple, peak: float, bandwidth: fl
         )
 
 
-def why_flops(given: float, right: float) -> str:
+def why_flops(name: str, given: float, right: float, nbytes: float, sizes: tuple) -> str:
+    if given == nbytes:
+        return "those are the bytes: FLOPs come first"
+    if name != "linear":
+        per_one = {"layer_norm": "8 for each element", "adamw": "14 for each parameter"}
+        return f"the exercise has {per_one[name]}"
     if given * 2 == right:
         return "a multiply-add is two operations, one multiplication and one addition"
+    if given == right - sizes[0] * sizes[2]:
+        return "a sum begins at 0, so there are as many additions in it as multiplications"
     return "how many multiplications and additions does one element of the result take?"
 
 
@@ -79,6 +87,8 @@ def why_bytes(name: str, given: float, right: float, sizes: tuple) -> str:
     missing = (right - given) / 4
     if name == "linear" and missing == m * n:
         return "the result has to be written, too"
+    if name == "linear" and missing == m * sizes[1]:
+        return "x has to be read, too"
     if name == "linear" and missing == sizes[1] * n:
         return "the weight has to be read, too: for few rows it is most of the traffic"
     if name == "layer_norm" and missing == m * n:
@@ -87,8 +97,8 @@ def why_bytes(name: str, given: float, right: float, sizes: tuple) -> str:
         return "gain and bias are arrays as well, (width,) each"
     if name == "adamw" and missing == 3 * m:
         return "w, m and v are read and written: an update in place crosses memory twice"
-    if name == "adamw" and missing > 0:
-        return "four arrays are read and three written"
+    if name == "adamw" and missing:
+        return "four arrays are read, w, g, m and v, and three written: g stays as it is"
     return "go through the arrays one by one: which are read, and which are written?"
 
 
@@ -129,6 +139,6 @@ def measured(functions: dict) -> str:
     }
     parts = []
     for name, (sizes, run) in tried.items():
-        predicted = functions[name](*sizes, *limits)[2]
+        predicted = list(call(functions[name], *sizes, *limits))[2]
         parts.append(f"{name} {predicted * 1e3:.2f} / {median_seconds(run, 5) * 1e3:.2f} ms")
     return f"Here, predicted at best / measured: {', '.join(parts)}."

@@ -12,6 +12,14 @@ def adamw(last):
 
 WRONG = [
     ("a multiply-add as one", "flops = 2 * rows", "flops = rows", "multiply-add is two"),
+    ("one addition less", "flops = 2 * rows * inputs *", "flops = (2 * inputs - 1) * rows *",
+     "as many additions in it as multiplications"),
+    ("bytes before FLOPs", LINEAR_BYTES,
+     LINEAR_BYTES + "; nbytes, flops = flops, nbytes", "FLOPs come first"),
+    ("four for each", "flops = 8 * rows", "flops = 4 * rows", "has 8 for each element"),
+    ("input forgotten", LINEAR_BYTES, "nbytes = FLOAT * (inputs * outputs + rows * outputs)",
+     "x has to be read"),
+    ("the gradient written", "FLOAT * 7 * parameters", "FLOAT * 8 * parameters", "g stays as"),
     ("the result not written", LINEAR_BYTES,
      "nbytes = FLOAT * (rows * inputs + inputs * outputs)", "has to be written"),
     ("the weight forgotten", LINEAR_BYTES,
