@@ -136,6 +136,10 @@ def check_loss(loss_of: Any) -> None:
         loss, grad = cross_entropy(scores, classes)
         if np.shape(got) == () and n > 1 and np.isclose(got, n * loss):
             raise Wrong("`loss_of` is a sum over the rows now; it was a mean")
+        if np.shape(got) == (n,) and np.isclose(got.mean(), loss):
+            raise Wrong("`loss_of` gives the loss of each row now; it was their mean")
+        if np.shape(got) == () and np.isclose(got, -loss):
+            raise Wrong("`loss_of` has its sign turned round: the loss is minus the logarithm")
         same(got, loss, "loss_of of ordinary scores, where it was right before,")
         slopes = gradient(loss_of, out, leaf, np.array(1.0))
         same(slopes, grad, "the gradient of loss_of of ordinary scores", 1e-7, 1e-9)
@@ -144,6 +148,14 @@ def check_loss(loss_of: Any) -> None:
     got, out, leaf = run(loss_of, large, classes, about="scores in the thousands")
     loss, grad = cross_entropy(large, classes)
     if np.isnan(got):
+        row = np.array([[2000.0, 1999.0, 1998.0]])
+        one, _, _ = run(loss_of, row, classes[:1], about="a row of scores in the thousands")
+        if not np.isnan(one):
+            raise Wrong(
+                "`loss_of` is NaN where rows of scores differ by thousands, and each of them alone "
+                "is right: what is subtracted has to be of *each row*, or a row of small ones is "
+                "all zeros after exp"
+            )
         raise Wrong(
             "`loss_of` is NaN for scores in the thousands: the exponential of 800 is infinite. "
             "What can be subtracted from a row of scores without changing its softmax?"

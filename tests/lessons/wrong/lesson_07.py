@@ -32,5 +32,10 @@ WRONG = [
     ("a little inside the logarithm", LOSS, SHIFT
      + "    e = shifted.exp()\n    logs = (e / e.sum(axis=-1, keepdims=True) + 1e-12).log()\n",
      "loss_of|something else"),
+    ("one maximum, and divided", LOSS,
+     "    e = (scores - scores.data.max()).exp()\n"
+     "    logs = (e / e.sum(axis=-1, keepdims=True)).log()\n", "scores differ by thousands"),
+    ("no mean", "classes].mean()", "classes]", "of each row now"),
+    ("no minus", "return -logs", "return logs", "sign turned round"),
     ("a sum", "classes].mean()", "classes].sum()", "it was a mean"),
 ]  # fmt: skip
