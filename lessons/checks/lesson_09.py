@@ -112,7 +112,7 @@ def ask(evict: Callable, resident: list, order: list, now: int) -> Hashable:
             f"`evict` changed `{changed}`: it only says what leaves, and whoever asked removes it"
         )
     if victim is None:
-        raise Wrong(f"with {asked}, `evict` gives None: is a `return` missing?")
+        raise Wrong(f"with {asked}, `evict` gives None: is a `return` missing, or was none chosen?")
     if isinstance(victim, (list, set, dict)):
         raise Wrong(
             f"`evict` gives a {type(victim).__name__}, {victim!r}: one unit leaves, no more"

@@ -50,6 +50,12 @@ WRONG = [
     ),
     ("a place, not a unit", RETURN, f"return resident.index({RETURN[7:]})", "a place in a list"),
     ("removed as well", RETURN, f"u = {RETURN[7:]}; resident.remove(u); return u", "changed `res"),
+    (
+        "none is far enough",
+        RETURN,
+        "return next((u for u in resident if next_use(u) > now + 2), None)",
+        "or was none chosen",
+    ),
     ("no return", RETURN, RETURN[7:], "is a `return` missing"),
     ("of the whole order", RETURN, "return max(order, key=next_use)", "is not on the chip"),
 ]
