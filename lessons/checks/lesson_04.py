@@ -75,6 +75,7 @@ def examine(pack: Callable, matrix: np.ndarray, size: int, of_b: bool, how: str 
     about = f"{letter} of shape {matrix.shape}" + (f", {how}," if how else "")
     about += f" and {'width' if of_b else 'height'} {size}"
     before = matrix.copy()
+    call(pack, matrix, size, about=about)  # Numba compiles only the true `np.empty`
     with dirty_memory():
         got = call(pack, matrix, size, about=about)
     right, what = expected(before, size, of_b), f"`{name}` of {about}"

@@ -192,6 +192,29 @@ OTHER_STYLES = {  # what the solution has, what stands there
         return Value(s, (twice,), (s * (1 - s),)) * Value(2) + Value(-1)
 """
     },
+    4: {
+        "\n\ndef pack_b": "\nimport numba\n\n\n@numba.njit\ndef pack_b",
+        "np.zeros((panels, depth, width), b.dtype)": """np.empty((panels, depth, width), b.dtype)
+    packed[:] = 0""",
+    },
+    6: {
+        """
+        top = seen.max(axis=-1, keepdims=True, initial=-np.inf)
+        top[top == -np.inf] = 0  # sees nothing: -inf - 0 is still -inf, -inf - -inf is NaN
+        seen -= top
+        np.exp(seen, out=seen)
+        total = seen.sum(axis=-1, keepdims=True)
+        with np.errstate(divide="ignore"):
+            lse[..., i] = (np.log(total) + top)[..., 0]
+        total[total == 0] = 1
+        seen /= total
+""": """
+        lse[..., i] = np.logaddexp.reduce(seen, axis=-1, initial=-np.inf)
+        seen -= np.maximum(lse[..., i, None], np.finfo(lse.dtype).min)
+        np.exp(seen, out=seen)
+""",
+        "return scores, lse": "return [scores, lse]",
+    },
     7: {
         """
     squares = (x * x).sum(axis=-1, keepdims=True)

@@ -55,6 +55,12 @@ WRONG = [
     ("a mask", BODY, instead(MASK.format(hide="-np.inf")), "enough for"),
     ("a large number", BODY, instead(MASK.format(hide="-1e9")), "brings them back"),
     ("a mask of zeros", BODY, instead(MASK.format(hide="0")), "exp\\(0\\) is 1|other shares"),
+    ("another array", "seen -= top\n        np.exp(seen, out=seen)", "seen = np.exp(seen - top)",
+     "gives the name to another array"),
+    ("lse of shares", "lse[..., i] = (np.log(total) + top)[..., 0]", "lse[..., i] = 0",
+     "a sum that was divided already"),
+    ("lse of all keys", "(np.log(total) + top)[..., 0]",
+     "np.log(total[..., 0] * np.exp(top[..., 0]) + np.exp(rest).sum(-1))", "that are not seen are"),
     ("NaN swept away", "seen -= top", "seen -= top; np.nan_to_num(seen, copy=False, nan=-np.inf)",
      "has disappeared"),
 ]  # fmt: skip
