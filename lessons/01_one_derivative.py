@@ -13,9 +13,10 @@
 #
 # **How can a program know how much its result changes when one of its inputs changes a little?**
 #
-# Everything that learns by gradient descent needs the answer, for millions of inputs at once. This
-# lesson finds it for a handful of numbers, and the forty lines that do it are, but for arrays
-# instead of numbers, the heart of `tinygrad_edu`.
+# Whoever wants the result smaller moves each input a little against its slope, again and again.
+# That is *gradient descent*, the way in which neural networks learn, and it needs these slopes, the
+# *gradients*, for millions of inputs at once. This lesson finds them for a handful of numbers, and
+# the forty lines that do it are, but for arrays instead of numbers, the heart of `tinygrad_edu`.
 #
 # Here is a program with three inputs: a point moves along a line, and a loss says how far from its
 # goal it ends.
@@ -48,13 +49,14 @@ for name, slope in zip(("speed", "minutes", "start"), slopes):
     print(f"d loss / d {name:8} {slope:9.4f}")
 
 # %% [markdown]
-# It works, and it costs one run of the program *per input*. A small GPT has a million inputs. There
-# is a way to get all slopes for the price of about two more runs.
+# It works, and it costs one run of the program *per input*. A small GPT, the language model of
+# lesson 7, has a million inputs. There is a way to get all slopes for the price of about two more
+# runs.
 #
 # ## The chain rule, by hand
 #
-# Each line of the program is a small function whose slopes school taught us. Walk from the loss
-# back to the inputs, and multiply as you go:
+# Each step of the program is a small function whose slopes school taught us (and `distance` is a
+# name for the step that had none). Walk from the loss back to the inputs, and multiply as you go:
 #
 # - `loss = miss * miss`, so the loss changes by $2 \cdot \text{miss}$ for each unit of `miss`;
 # - `miss = position - 10`: the same again for each unit of `position`;
@@ -170,8 +172,10 @@ places = {
     speed: (0, 2), minutes: (0, 1), start: (1, 2.6), distance: (1, 1.5), position: (2, 2.05),
     goal: (2, 1), miss: (3, 1.55), loss: (4, 1.55),
 }  # fmt: skip
-names = {distance: "speed * minutes", position: "start + distance", miss: "position - goal"}
-names[loss] = "loss = miss * miss"
+names = {
+    distance: "distance =\nspeed * minutes", position: "position =\nstart + distance",
+    miss: "miss =\nposition - goal", loss: "loss =\nmiss * miss",
+}  # fmt: skip
 
 figure, axes = canvas(figsize=(9, 3.9))
 axes.axis("off")
@@ -183,7 +187,8 @@ for value, (x, y) in places.items():
     color = GREEN if value is loss else BLUE if value.inputs else ORANGE
     box = {"boxstyle": "round,pad=0.45", "fc": "none", "ec": color, "lw": 1.6}
     axes.text(x, y, f"{value.data:g}", ha="center", va="center", color=color, bbox=box, fontsize=13)
-    axes.text(x, y + 0.28, names.get(value, value.name), ha="center", fontsize=9.5)
+    title = names.get(value, value.name)
+    axes.text(x, y + 0.25, title, ha="center", va="bottom", fontsize=9.5)
     axes.text(x, y - 0.36, f"gradient {value.grad:g}", ha="center", fontsize=9.5, color=color)
 axes.set(xlim=(-0.45, 4.5), ylim=(0.45, 3.05))
 show(

@@ -55,6 +55,9 @@ a, b = Value(np.ones((2, 3))), Value(np.full((2, 3), 5.0))
 a.grad
 
 # %% [markdown]
+# The result has many elements now, so `backward` wants to be told how much each of them matters.
+# These weights are called the *cotangent*; ones mean their plain sum.
+#
 # As long as shapes agree, all is well. Now let them differ: a column of three numbers plus a row of
 # four. NumPy adds every number of the one to every number of the other, and the forward pass is
 # right:
@@ -132,7 +135,7 @@ PAIRS = [
 
 
 def nudged(function, x, cotangent, h=1e-6):
-    """Slopes of <cotangent, function(x)>, element by element."""
+    """Slopes of the sum of cotangent * function(x), for each element of x."""
     slopes = np.zeros_like(x)
     for i in np.ndindex(x.shape):
         up, down = x.copy(), x.copy()

@@ -117,9 +117,9 @@ for dtype in (np.float64, np.float32):
 # gives the right sum for a random $v$ only by a miracle.
 #
 # On the other side, most operations have many outputs, and `backward` wants to be told how much
-# each one matters: the *cotangent* $c$. Many checks take ones, which is what `y.sum()` amounts to.
-# Here are two mistakes that have been made many times: a factor that is in the forward pass only,
-# and a standard deviation that the backward pass takes for a constant.
+# each one matters: lesson 2's *cotangent*. Many checks take ones, which is what `y.sum()` amounts
+# to. Here are two mistakes that have been made many times: a factor that is in the forward pass
+# only, and a standard deviation that the backward pass takes for a constant.
 #
 # (A `tg.Function` is an operation of one's own. `forward` computes, on NumPy arrays, and saves in
 # `ctx` what the way back will need; `backward` turns the gradient of the output into that of the
@@ -130,7 +130,7 @@ import tinygrad_edu as tg
 
 
 class WarmSoftmax(tg.Function):
-    """softmax(x / 2), along the last axis."""
+    """softmax(x / 2): exp of each element of a row, as a share of the row's sum of them."""
 
     @staticmethod
     def forward(ctx, x):
@@ -191,8 +191,9 @@ for wrong in (WarmSoftmax, Normalise):
 # %% [markdown]
 # The rows of a softmax always add up to one. Whatever is done to the inputs, the sum of the outputs
 # does not move, so under a cotangent of ones its gradient *is* zero, and a wrong factor before it
-# goes unseen. The rows of a layer norm always add up to zero, with the same result. Ones ask the
-# one question that wrong answers get right; random numbers ask all of them at once.
+# goes unseen. The rows of `Normalise`, whose usual name is layer norm, always add up to zero, with
+# the same result. Ones ask the one question that wrong answers get right; random numbers ask all of
+# them at once.
 #
 # ## The same from the package
 #
@@ -245,8 +246,9 @@ for function, inputs in ((WarmSoftmax.apply, (x,)), (Scale.apply, (x, np.ones(5)
 # %% [markdown]
 # One thing no check can do: judge what it was not shown. Nudging a function at positive numbers
 # says nothing about negative ones, nor a single row about two. The inputs are the experiment, and
-# choosing them is the part that cannot be automated. Also mind kinks, as `relu` has one at 0: there
-# is no slope to compare with, and `gradcheck` says so instead of blaming the gradient.
+# choosing them is the part that cannot be automated. Also mind kinks, as `relu`, which is
+# `max(x, 0)`, has one at 0: there is no slope to compare with, and `gradcheck` says so instead of
+# blaming the gradient.
 
 # %%
 try:

@@ -19,8 +19,8 @@
 # from one to the other in Python, and at every step asks what was lost: not arithmetic, which never
 # changes, but the ways of the numbers to it.
 #
-# Here is a product as a GPT makes them: `A` holds 256 tokens, a row of 4096 numbers each, `B` is a
-# matrix of weights.
+# Here is a product as a GPT makes them: `A` holds 256 tokens (pieces of a text), a row of 4096
+# numbers each, `B` is a matrix of weights.
 
 # %%
 import inspect
@@ -109,8 +109,9 @@ say(
 
 # %% [markdown]
 # So most of what is lost is *not* lost to Python. Once compiled, these loops are what a C compiler
-# would make of them. What is the machine able to do at all? One kernel in `gpt.machine` does
-# nothing but multiply-adds on numbers that are in registers already:
+# would make of them. What is the machine able to do at all? One *kernel*, as compiled loops over
+# arrays are called, does nothing but multiply-adds on numbers that are in *registers* already, the
+# few places in a core that it computes with (`fma_peak` in `gpt/machine.py`):
 
 # %%
 from gpt import machine
@@ -473,6 +474,10 @@ for rows, vectors in sorted({(1, 1), (2, 2), (4, 4), (CPU.mr, CPU.nv)}):
     print(f"{rows:9} x {vectors:<12}{rows * vectors:15}{loads:23.2f}")
 
 # %% [markdown]
+# A core can begin about as many loads in a cycle as multiply-adds, so anything below one will do.
+# From there on more sums are better: a multiply-add takes some cycles, and meanwhile there must be
+# others to begin.
+#
 # In the ladder's rung `vectorised` a tile is four rows by 64 numbers. Its heart:
 
 # %%

@@ -75,8 +75,9 @@ for m in (1, 8, 64, 512):
     print(f"{m:4} rows: {flops / nbytes:6.1f} FLOP per byte, limited by {limit}")
 
 # %% [markdown]
-# That is why a language model answers one reader so slowly, and a hundred readers at hardly more
-# cost: one row of numbers has to wait for the whole matrix, as a hundred rows do.
+# That is why a language model answers one reader so slowly, and several readers at hardly more
+# cost: one row of numbers has to wait for the whole matrix, as eight rows do. (On a GPU, where the
+# two limits are farther apart, hundreds of rows do.)
 #
 # The package counts too, for its timelines and plans. It must come to the same numbers:
 
@@ -91,7 +92,9 @@ assert op_bytes("Linear", "forward", shapes) == product(512, 768, 3072)[1]
 # ## Predict, then measure
 #
 # Here are kernels of this repository: some that touch each number once, and products with more and
-# more rows. For each one the operations per element are counted by hand, as in the comment.
+# more rows. (AdamW updates weights by their gradients, layer norm is from lesson 3, and GELU is a
+# bent function, as `tanh` is.) For each one the operations per element are counted by hand, as in
+# the comments.
 
 # %%
 from tinygrad_edu.kernels import normalize, update

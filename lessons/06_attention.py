@@ -13,8 +13,8 @@
 #
 # **How does a token look things up among those before it?**
 #
-# Python has a fine way to look things up. This program reads tokens one by one and says, at each
-# of them, what came after it last time:
+# Python has a fine way to look things up. This program reads tokens, which are the pieces of a text
+# (here its letters), one by one and says, at each of them, what came after it last time:
 
 
 # %%
@@ -97,8 +97,8 @@ for sharpness in (0, 1, 4, 16):
 # ## All tokens ask at once
 #
 # Every token asks its own question, so the queries are a matrix, one row per token, and one product
-# compares all of them with all keys. How sharp should it be? Vectors of `D` numbers around one have
-# dot products that grow with `D`:
+# compares all of them with all keys. How sharp should it be? Vectors of `D` random numbers, of size
+# one or so and either sign, have dot products that grow with the root of `D`:
 
 # %%
 rows = []
@@ -112,9 +112,9 @@ say(
 )
 
 # %% [markdown]
-# Left alone, a wide head is all but a dictionary before it has learned anything, and has no slopes
-# again. Divided by $\sqrt{D}$, scores start out of the same size at every width, and training finds
-# the sharpness it wants by making queries longer.
+# Left alone, a lookup among long vectors is all but a dictionary before it has learned anything,
+# and has no slopes again. Divided by $\sqrt{D}$, these *scores* start out of the same size at every
+# width, and training finds the sharpness it wants by making queries longer.
 #
 # One more rule: a token looks among those *before* it (and at itself). A network that is to guess
 # the next token must not see it. The scores of later keys become $-\infty$, whose share is zero.
@@ -318,7 +318,7 @@ class Attention(nn.Module):
 
 
 class Reader(nn.Module):
-    """Nothing but attention: letters (B, T) -> scores of the answers (B, T, 26)"""
+    """Nothing but attention: B texts of T letters (B, T) -> scores of the answers (B, T, 26)"""
 
     def __init__(self, layers, rng):
         self.letter = nn.Embedding(26, WIDTH, rng=rng, init=nn.normal(0.1))

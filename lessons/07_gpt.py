@@ -48,8 +48,9 @@ say(f"{len(data.train):,} bytes to learn from, {len(data.val):,} held out.")
 # ## The model, from its pieces
 #
 # - a **token embedding** and a **position embedding**: what is here, and where;
-# - **blocks** that each read, look back (attention, lesson six), and think (an MLP), adding what
-#   they find to the stream that passes through;
+# - **blocks** that each read, look back (attention, lesson six), and think (an MLP: two products,
+#   with a bent function, GELU, between them), adding what they find to the stream that passes
+#   through;
 # - a last norm, and the token table once more: which token does the result resemble most?
 
 # %%
@@ -105,8 +106,9 @@ class TinyGPT(nn.Module):
 # %% [markdown]
 # ## The same from the package
 #
-# `gpt.GPT` is this model with GPT-2's names, dropout and a cache for writing. Give ours its
-# weights, and the losses have to be the same bits.
+# `gpt.GPT` is this model with GPT-2's names, a cache for writing, and dropout (numbers set to 0 by
+# chance while it trains, which is off here). Give ours its weights, and the losses have to be the
+# same bits.
 
 # %%
 from gpt import GPT
@@ -136,8 +138,9 @@ say(
 #
 # ## Training
 #
-# The loop is always the same: a batch, forward, backward, clip, update. The learning rate warms up
-# while gradients are wild, and cools down towards the end.
+# The loop is always the same: a batch (some pieces of the text), forward, backward, clip (shorten
+# all gradients together, if as one vector they are longer than 1), update. The learning rate, which
+# says how far an update goes, warms up while gradients are wild, and cools down towards the end.
 
 # %%
 import time

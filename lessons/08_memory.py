@@ -40,8 +40,9 @@ say(f"{parameters / 1e6:.1f}M parameters are {4 * parameters / 1e6:.0f} MB to us
 # ## What the tape keeps
 #
 # And that is the smaller part. Lesson one's tape remembered the values of the way forward, because
-# the way back needs them. Go through one layer and ask of each operation: which arrays does its
-# backward need? Sizes are in numbers per token, for a width of $C$:
+# the way back needs them. In a network they are called *activations*. Go through one layer and ask
+# of each operation: which arrays does its backward need? Sizes are in numbers per token, for a
+# width of $C$:
 
 # %%
 C, H = config.n_embd, config.n_head

@@ -660,9 +660,9 @@ tg.set_num_threads(threads)
 # %% [markdown]
 # Two kinds of waiting are left. One is at the beginning of the step: nothing can be fetched before
 # it is updated, and the rows of the embedding not before the tokens are known, so they stand in
-# line behind the layers that were ordered already. Lesson 10 meets this wait again, and calls it
-# the bubble. The other is in the backward pass: gradients are made faster than the link takes them,
-# and the chip keeps only a few before it waits for room.
+# line behind the layers that were ordered already. Lesson 10 meets this wait again, between the
+# steps of its plan. The other is in the backward pass: gradients are made faster than the link
+# takes them, and the chip keeps only a few before it waits for room.
 #
 # ## Where to read on
 #

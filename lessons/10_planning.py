@@ -51,7 +51,8 @@ assert counted == scaling.count_parameters(configs["default"])
 #
 # Each weight is used once per token on the way forward, for one multiplication and one addition. On
 # the way back it is used twice, for the gradient of the input and for its own. That is six
-# operations per weight and token, and attention adds $12 L d T$ for a context of $T$ tokens.
+# operations per weight and token. Attention adds $12 L d T$ for a context of $T$ tokens: queries
+# times keys, and shares times values, with $2 d T$ operations each, forward once and back twice.
 
 
 # %%
@@ -77,6 +78,9 @@ say(f"A token of the 175B model costs {work_per_token(gpt3) / 1e12:.2f} trillion
 # Look at what is not in it: the size of the model. Twice as many weights take twice as long to
 # arrive and twice as long to use. (The way back does twice the work on a weight, so half the tokens
 # hide it there. The way forward decides.)
+#
+# Three machines: Cerebras' CS-2, a chip as large as a wafer; the A100, a GPU; and a laptop. A
+# number takes two bytes in bf16, four in fp32.
 
 # %%
 from tinygrad_edu.memory.hardware import hardware
@@ -164,7 +168,10 @@ assert (forward < arrival) == (per_pass < needed["cs2"])
 # %% [markdown]
 # The planner does not estimate: it puts every fetch, product, gradient and update of the rehearsed
 # step on a virtual clock. There the chip can wait for a weight (fetch), for one of its few buffers
-# to fetch into (slots), for gradients to leave (drain), and for the update.
+# to fetch into (slots), for gradients to leave (drain), for a weight that is not updated yet
+# (update), and between steps for the last gradient, its update, and the first weights. The MFU
+# (model FLOPs utilisation) is the work of the model, recompute not counted, as a part of what the
+# chips could do at their peak.
 
 # %%
 import time
