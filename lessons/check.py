@@ -135,7 +135,7 @@ def read_answer(path: Path) -> ModuleType:
     name = ANSWER + path.stem
     loader = SourceFileLoader(name, str(path))  # whatever the file's name ends in
     spec = importlib.util.spec_from_loader(name, loader)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             spec.loader.exec_module(module)

@@ -335,6 +335,17 @@ def test_any_file_may_hold_an_answer_but_no_folder(tmp_path):
     assert (run.returncode, run.stderr) == (1, "") and "while it is read" in run.stdout
 
 
+def test_an_answer_may_have_dataclasses(tmp_path, capsys):
+    from lessons.check import file_of, passes
+
+    text = file_of(2, solution=True).read_text()
+    shapes = "@dataclasses.dataclass\nclass Shapes:\n    a: tuple\n"
+    head = "from __future__ import annotations\n\nimport dataclasses\n\nimport numpy as np\n\n"
+    path = tmp_path / "mine.py"
+    path.write_text(text.replace("import numpy as np\n", head + shapes))
+    assert passes(2, path), capsys.readouterr().out
+
+
 def test_a_missing_file_and_a_missing_lesson(tmp_path):
     run = run_check(1, "--file", tmp_path / "nothing.py")
     assert run.returncode == 1 and "there is no file" in run.stdout
