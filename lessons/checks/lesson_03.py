@@ -117,6 +117,8 @@ def excuse_of(name: str, arrays: list[np.ndarray], failure: str) -> str:
     """Why a failure is no proof: "" if it is one."""
     if not all(np.isfinite(x).all() for x in arrays):
         return "the inputs are not finite, and nothing has a slope there"
+    if "backward raised" in failure:
+        return f"on these inputs {failure.splitlines()[0]}. Rows have at least one axis"
     if "not differentiable" in failure or (name == "Hypot" and not np.hypot(*arrays).all()):
         return (
             "on these inputs it has a kink, and so no derivative that a gradient could be compared "

@@ -18,6 +18,7 @@ WRONG = [
     ("integers", HUBER, '"Huber": (np.array([1, -5]),),', "expected float64"),
     ("a string", HUBER, '"Huber": "far left",', "is str, expected a NumPy array"),
     ("an honest kink", HUBER, '"LeakyRelu": (np.zeros(2),),', "LeakyRelu is innocent.*kink"),
+    ("a bare number", SOFTMAX, '"Softmax": (1.5,),', "proves nothing.*backward raised AxisError"),
     ("equal numbers", SOFTMAX, '"Softmax": (np.ones((2, 3)),),', "equal numbers in a row"),
     ("two of three", CENTER, "", "1 of 3 wrong gradients are still at large"),
     ("an innocent", CENTER, '"Gate": (np.array([1.0, -2.0]),),', "Gate is innocent: it passes"),
