@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import tinygrad_edu as tg
-from lessons.check import NotWritten, Wrong, call, given, same
+from lessons.check import NotWritten, Wrong, call, given, said, same
 
 GUILTY = "Hiding NaN is no repair: find the operation that makes the first one"
 BROKEN = """length = (x * x).sum(axis=-1, keepdims=True).sqrt()
@@ -60,8 +60,8 @@ def run(function: Any, x: np.ndarray, *more: Any, about: str) -> tuple[np.ndarra
 def gradient(function: Any, out: tg.Tensor, leaf: tg.Tensor, cotangent: np.ndarray) -> np.ndarray:
     try:
         out.backward(cotangent)
-    except RuntimeError as error:
-        raise Wrong(f"backward through `{function.__name__}` stopped: {error}") from None
+    except Exception as error:
+        raise Wrong(f"backward through `{function.__name__}` stopped: {said(error)}") from None
     if leaf.grad is None:
         raise Wrong(
             f"no gradient passes through `{function.__name__}`: was `.data` or `.detach()` taken "
@@ -79,7 +79,7 @@ def check_normalise(normalise: Any) -> None:
     rng = np.random.default_rng(7)
     for shape in ((3, 4), (1, 1), (5, 2)):
         x = rng.standard_normal(shape)
-        got, _, _ = run(normalise, x, about=f"rows of shape {shape}")
+        got, out, leaf = run(normalise, x, about=f"rows of shape {shape}")
         same(
             got,
             unit_rows(x),
@@ -87,6 +87,7 @@ def check_normalise(normalise: Any) -> None:
             1e-5,
             1e-9,
         )
+        gradient(normalise, out, leaf, np.ones(shape))
         if not tg.gradcheck(normalise, x, raise_exception=False):
             raise Wrong(
                 "the gradient of `normalise` is wrong for ordinary rows, where it was right: "

@@ -20,6 +20,12 @@ WRONG = [
      "is a part of it a constant"),
     ("nan to num", NORM, "    return np.nan_to_num((x / squares.sqrt()).data)\n",
      "expected a Tensor"),
+    ("nothing on the tape", RETURN, "    return tg.Tensor(np.where(empty, 0, (x / length).data))\n",
+     "backward through `normalise` stopped: .*without a graph"),
+    ("a backward that stops", "    return -logs[", "    class Same(tg.Function):\n"
+     "        forward = staticmethod(lambda ctx, x: x.copy())\n"
+     "        backward = staticmethod(lambda ctx, grad: grad / 'a')\n\n"
+     "    return -Same.apply(logs)[", "backward through `loss_of` stopped: .*Error"),
     ("loss not repaired", LOSS,
      "    e = scores.exp()\n    logs = (e / e.sum(axis=-1, keepdims=True)).log()\n",
      "exponential of 800"),
