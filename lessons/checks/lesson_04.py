@@ -124,7 +124,7 @@ def look(
                 f"{shape}the last panel is missing. {n} {axis}s do not divide by {size}, and "
                 "`//` rounds down"
             )
-        if len(got) == panels + 1 and n % size == 0:
+        if got.shape[:1] == (panels + 1,) and n % size == 0:
             raise Wrong(f"{shape}a panel too many, which appears when {size} divides {n}")
         if got.shape == turned.shape:
             raise Wrong(

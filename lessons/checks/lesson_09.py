@@ -113,9 +113,10 @@ def ask(evict: Callable, resident: list, order: list, now: int) -> Hashable:
         )
     if victim is None:
         raise Wrong(f"with {asked}, `evict` gives None: is a `return` missing, or was none chosen?")
-    if isinstance(victim, (list, set, dict)):
+    if not isinstance(victim, Hashable):
         raise Wrong(
-            f"`evict` gives a {type(victim).__name__}, {victim!r}: one unit leaves, no more"
+            f"`evict` gives a {type(victim).__name__}, {victim!r}: one unit leaves, and it is "
+            "named as in `resident` (NumPy makes arrays of units that are tuples)"
         )
     if victim not in resident:
         raise Wrong(not_there(victim, resident, order, now, asked))

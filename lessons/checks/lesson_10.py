@@ -78,7 +78,9 @@ def answered(function: Callable, case: Case) -> dict[str, Any]:
         raise Wrong(f"`plan_run` gives {type(got).__name__}, expected a dictionary")
     for key in KEYS:
         if key not in got:
-            raise Wrong(f"there is no {key!r} in the dictionary, which has {', '.join(got)}")
+            raise Wrong(
+                f"there is no {key!r} in the dictionary, which has {', '.join(map(str, got))}"
+            )
         if key != "streams" and not isinstance(got[key], numbers.Real):
             raise Wrong(f"{key!r} is {got[key]!r}, expected a number")
     if str(got["streams"]) not in ("True", "False"):

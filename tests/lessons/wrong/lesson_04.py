@@ -45,5 +45,6 @@ WRONG = [
         "do not rely on how its numbers lie",
     ),
     ("panels behind k", RETURN, "    return packed.swapaxes(0, 1).copy()\n", "panels come first"),
+    ("an array of one number", RETURN, "    return np.array(5.0)\n", "expected .2, 5, 3."),
     ("no return", RETURN, "", "is a `return` missing"),
 ]

@@ -56,6 +56,13 @@ WRONG = [
         "return next((u for u in resident if next_use(u) > now + 2), None)",
         "or was none chosen",
     ),
+    (
+        "an array of what were tuples",
+        RETURN,
+        f"import numpy as np; return np.array(resident)[resident.index({RETURN[7:]})]",
+        "ndarray.*named as in `resident`",
+    ),
+    ("all the others", RETURN, "return set(resident) - {order[now]}", "a set, .*one unit leaves"),
     ("no return", RETURN, RETURN[7:], "is a `return` missing"),
     ("of the whole order", RETURN, "return max(order, key=next_use)", "is not on the chip"),
 ]

@@ -33,5 +33,6 @@ WRONG = [
     ("the state streams", PASS, "16 * rate / (2 * bandwidth) if streams else 0", "the state's"),
     ("not a number", DAYS, "str(chip_hours)", "expected a number"),
     ("nan", DAYS, "float('nan')", "days is nan"),
+    ("places for keys", "    return {\n", "    return {1: parameters}\n    {\n", "which has 1"),
     ("a key forgotten", '        "streams": streams,\n', "", "no 'streams' in the dictionary"),
 ]
