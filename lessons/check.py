@@ -16,13 +16,13 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
-import io
+import os
 import subprocess
 import sys
 import tempfile
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -75,7 +75,7 @@ def call(function: Callable, *args: Any, about: str = "") -> Any:
     """
     name = getattr(function, "__name__", "the function")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with silence():
             return function(*args)
     except NotImplementedError as error:
         raise NotWritten(f"`{name}` is still to be written. {error}".strip()) from None
@@ -84,6 +84,13 @@ def call(function: Callable, *args: Any, about: str = "") -> Any:
     except STOPS as error:
         called = f" when called with {about}" if about else ""
         raise Wrong(f"`{name}` stopped{called}: {said(error)}") from error
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """What an answer prints goes nowhere, and is not kept: it may print without end."""
+    with open(os.devnull, "w", errors="replace") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def said(error: BaseException) -> str:
@@ -137,7 +144,7 @@ def read_answer(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_loader(name, loader)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with silence():
             spec.loader.exec_module(module)
     except FileNotFoundError:
         raise Wrong(f"there is no file {path}: `git checkout` brings the exercise back") from None

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -322,6 +323,23 @@ def test_an_answer_that_never_ends(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(check, "SECONDS", 3)
     assert check.main(["1", "--file", str(path)]) == 1
     assert "had not ended after 3 s" in capsys.readouterr().out
+
+
+def test_what_an_answer_prints_is_not_kept(capsys):
+    from lessons import check
+
+    def talks():
+        for _ in range(100):
+            print(10_000 * "-")
+        return 1
+
+    tracemalloc.start()
+    try:
+        assert check.call(talks) == 1
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
+    assert capsys.readouterr().out == ""
 
 
 def test_any_file_may_hold_an_answer_but_no_folder(tmp_path):
