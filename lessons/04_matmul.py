@@ -638,9 +638,10 @@ show(
 #
 # ## Exercise
 #
-# `rows_of_tiles` in the ladder packs panels of `B` as wide as a tile, and `gemm` packs `A` as well.
-# Write both in `lessons/exercises/lesson_04.py`: the panels that an inner kernel reads from the
-# first number to the last, padded with zeros where a tile hangs over the edge. Then:
+# `rows_of_tiles` in the ladder packs panels of `B` as wide as a tile, and copies rows of `A` as
+# they lie; `gemm` packs `A` in the order of the steps as well. Write both panels in
+# `lessons/exercises/lesson_04.py`: an inner kernel reads them from the first number to the last,
+# and they are padded with zeros where a tile hangs over the edge. Then:
 #
 # ```sh
 # python -m lessons.check 4
