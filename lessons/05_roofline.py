@@ -53,7 +53,8 @@ say(
 )
 
 # %% [markdown]
-# What a kernel does per byte is its **arithmetic intensity**, and counting is all it takes. Adding
+# What a kernel does per byte is its **arithmetic intensity**, and counting is all it takes. (The
+# one just computed, at which memory and arithmetic take equally long, is called the ridge.) Adding
 # two arrays reads eight bytes and writes four for one addition. A product of matrices,
 # $(m, k) \times (k, n)$, does $2 m k n$ operations on $4 (mk + kn + mn)$ bytes: the larger the
 # matrices, the more often each number is used once it has arrived.

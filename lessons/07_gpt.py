@@ -133,8 +133,8 @@ say(
 
 # %% [markdown]
 # That is no accident. The loss is the negative logarithm of the probability given to the right
-# token. A model that knows nothing gives all of them the same, and whoever starts far above that
-# has made a mistake.
+# token (the natural logarithm, in *nats*). A model that knows nothing gives all of them the
+# same, and whoever starts far above that has made a mistake.
 #
 # ## Training
 #
