@@ -221,7 +221,8 @@ show(
 #
 # ## Exercise
 #
-# Predict the peak, for any GPT, within five percent: `lessons/exercises/lesson_08.py`.
+# Predict the peak within five percent, for any GPT that has it in a layer and not in the loss:
+# `lessons/exercises/lesson_08.py`.
 #
 # ```sh
 # python -m lessons.check 8

@@ -10,6 +10,7 @@ def peak_bytes(vocabulary, context, layers, width, batch, recompute):
     The model is this package's GPT: a token table (vocabulary, width), which is the output layer,
     too, a position table (context, width), and `layers` layers without biases. Leave out what is
     small: norms, log-sum-exps, the workspace of kernels.
+    vocabulary: not so wide that the peak is in the loss.
     batch: sequences of `context` tokens. recompute: whether layers run again instead of keeping
     what is inside them.
     """
