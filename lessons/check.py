@@ -201,8 +201,9 @@ def check_apart(lesson: int, path: Path) -> int:
         try:
             run = subprocess.run([*command, "--status", verdict], cwd=HERE.parent, timeout=SECONDS)
         except subprocess.TimeoutExpired:
-            print(f"lesson {lesson}: not yet. The answer had not ended after {SECONDS} s: does a "
-                  "loop wait for something that never comes?")  # fmt: skip
+            tell(f"lesson {lesson}: not yet. The answer had not ended after {SECONDS} s: does a "
+                 "loop wait for something that never comes? If none does, ask again: the first "
+                 "time, kernels are compiled")  # fmt: skip
             return 1
         if verdict.exists():
             return int(verdict.read_text())
