@@ -178,6 +178,8 @@ def diagnose_lse(got: np.ndarray, wanted: np.ndarray, scores: np.ndarray, first:
     sees = np.arange(s) <= first + np.arange(t)[:, None]
     top = np.where(sees, scores, -np.inf).max(axis=-1, initial=-np.inf)
     found = f"with {about}, lse is not the logarithm of the sum of exp(score)"
+    if np.isinf(got[np.isfinite(wanted)]).any():
+        raise Wrong(f"{found}: exp overflows or vanishes, unless the maximum stays out of it")
     for wrong, why in (
         (wanted - top, "the maximum, which was subtracted before exp, has to be added again"),
         (np.exp(wanted - top), "this is the sum (with the maximum subtracted), not its logarithm"),
@@ -185,7 +187,7 @@ def diagnose_lse(got: np.ndarray, wanted: np.ndarray, scores: np.ndarray, first:
         (top, "this is the maximum"),
         (wanted - 2 * top, "the maximum has to be added, not subtracted once more"),
         (np.zeros_like(wanted), "this is 0, the logarithm of a sum that was divided already"),
-        (np.log(np.exp(scores).sum(axis=-1)), "keys that are not seen are in this sum, too"),
+        (np.logaddexp.reduce(scores, axis=-1), "keys that are not seen are in this sum, too"),
     ):
         seen = np.isfinite(wanted)
         if seen.any() and close(got[seen], wrong[seen]):

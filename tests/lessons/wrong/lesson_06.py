@@ -59,6 +59,8 @@ WRONG = [
      "gives the name to another array"),
     ("lse of shares", "lse[..., i] = (np.log(total) + top)[..., 0]", "lse[..., i] = 0",
      "a sum that was divided already"),
+    ("lse that overflows", "(np.log(total) + top)[..., 0]", "np.log(total * np.exp(top))[..., 0]",
+     "unless the maximum stays out of it"),
     ("lse of all keys", "(np.log(total) + top)[..., 0]",
      "np.log(total[..., 0] * np.exp(top[..., 0]) + np.exp(rest).sum(-1))", "that are not seen are"),
     ("NaN swept away", "seen -= top", "seen -= top; np.nan_to_num(seen, copy=False, nan=-np.inf)",
