@@ -72,6 +72,8 @@ def try_out(function, scores: np.ndarray, first: int, about: str, rtol: float = 
     before = scores.copy()
     shares, lse = run(function, scores, first, about)
     wanted, wanted_lse = reference(before, first)
+    if (np.shape(lse), np.shape(shares)) == (wanted.shape, wanted_lse.shape):
+        raise Wrong(f"with {about}, lse comes before the shares: they are asked for first")
     if np.shape(shares) == wanted.shape and not close(np.asarray(shares), wanted, rtol):
         diagnose(np.asarray(shares), wanted, before, first, about)
     same(shares, wanted, f"with {about}, shares", rtol)

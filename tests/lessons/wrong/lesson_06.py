@@ -50,6 +50,7 @@ WRONG = [
     ("float64", "lse = np.empty(scores.shape[:-1], scores.dtype)",
      "lse = np.empty(scores.shape[:-1])", "lse are float64"),
     ("shares alone", RETURN, "return scores", "expected the pair"),
+    ("lse first", RETURN, "return lse, scores", "lse comes before the shares"),
     ("a copy", BODY, "scores = scores.copy(); " + BODY, "`scores` does not hold"),
     ("leading axes made one", BODY, instead(RESHAPED), "`scores` does not hold"),
     ("a mask", BODY, instead(MASK.format(hide="-np.inf")), "enough for"),
