@@ -213,6 +213,15 @@ def test_errors_of_backward_name_the_input():
     assert "for the gradient of input 1 of f" in message
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_one_infinite_element_is_wrong(value):
+    """Infinity is within any share of itself."""
+    f = own(lambda x: x * 2, lambda x, g: np.where(x == 3, value, g * 2))
+    message = red(f, np.array([1.0, 3.0, 2.0]))
+    assert f"worst at (1,): backward gives {value}" in message and "1 of 3 elements" in message
+    assert "backward gives NaN or infinity where f itself is finite" in message
+
+
 def test_tolerance_is_relative():
     slightly_wrong = own(lambda x: 1e-9 * x, lambda x, g: 1.0001e-9 * g)
     assert "ratio 1.0001" in red(slightly_wrong, np.ones(2))

@@ -41,7 +41,8 @@ class Slope:
         return self.noise + tolerance * max(abs(analytic), abs(self.value))
 
     def agrees(self, analytic: float, tolerance: float) -> bool:
-        return abs(analytic - self.value) <= self.allowed(analytic, tolerance)  # False for NaN
+        miss = abs(analytic - self.value)  # NaN is below nothing
+        return math.isfinite(analytic) and miss <= self.allowed(analytic, tolerance)
 
     def per(self, unit: float) -> "Slope":
         value, noise, size, drift = self.value, self.noise, self.size, self.drift
