@@ -229,6 +229,7 @@ def test_tolerance_is_relative():
 
 
 NORMAL = np.random.default_rng(0).standard_normal
+INPUTS, FITTED = RNG.standard_normal((6, 3)), RNG.standard_normal((3, 2))
 RIGHT = {
     "relu of a large product": (
         lambda x, w: (x @ w).relu(),
@@ -268,6 +269,31 @@ def test_steps_too_long_for_f_are_not_called_wrong_gradients(name, seed):
 def test_shorter_steps_let_no_wrong_gradient_through(name, factor):
     f, *inputs = RIGHT[name]
     red(times(f, factor), *(x[:8] for x in inputs[:1]), *inputs[1:])
+
+
+def test_a_wrong_gradient_of_a_huge_f_is_found():
+    """The squares of its outputs overflow."""
+    x = np.array([1e120, -2e120])
+    assert tg.gradcheck(lambda x: x * x, x)
+    assert "zero gradient" in red(own(np.square, lambda x, g: 0 * g), x)
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+@pytest.mark.parametrize(
+    ("f", "x"),
+    [
+        (lambda x: (x - 1) ** 2, np.ones(3)),
+        (lambda x: (x.exp() - 1) ** 2, np.zeros(3)),
+        (lambda w: ((INPUTS @ w - INPUTS @ FITTED) ** 2).mean(), FITTED),
+    ],
+)
+def test_a_loss_of_zero_at_its_minimum_is_right(f, x, seed):
+    """What is left of the differences there is the rounding of the inputs that were moved."""
+    rng = None if seed is None else np.random.default_rng(seed)
+    assert tg.gradcheck(f, x, rng=rng)
+    assert "is wrong" in red(
+        lambda x: f(x) + own(lambda x: 0 * x, lambda x, g: 1e-9 * g)(x).sum(), x
+    )
 
 
 def test_a_wrong_gradient_is_named_far_from_zero():

@@ -108,7 +108,7 @@ def step_scale(x: np.ndarray) -> np.ndarray:
 
 
 def weight_of(cotangent: np.ndarray, out: np.ndarray) -> float:
-    return float(np.linalg.norm((cotangent * out).ravel()))
+    return float(np.hypot.reduce((cotangent * out).ravel()))  # whose squares may overflow
 
 
 class Probe:
@@ -200,11 +200,12 @@ class Probe:
             return pair(cotangents, rise) / ((b - a) * step / 2)
 
         central_full, central_half = quotient(-2, 2), quotient(-1, 1)
-        noise = 64 * EPS * math.hypot(*map(weight_of, cotangents, y[0])) / step
         # On a smooth f the quotients of the two sides differ by f'' h, which halves with the step.
         bend_full, bend_half = quotient(0, 2) - quotient(-2, 0), quotient(0, 1) - quotient(-1, 0)
         size = max(abs(quotient(0, 1)), abs(quotient(-1, 0)), abs(central_full))
         drift = abs(central_full - central_half)
+        # Both f and the inputs moved are rounded: the latter counts where f is 0 and flat.
+        noise = 64 * EPS * (math.hypot(*map(weight_of, cotangents, y[0])) + size) / step
         unsettled = drift > 1e-3 * size + noise
         kink = abs(bend_half) > max(1e-3 * size + noise, abs(bend_full) * 2 / 3)
         value = (4 * central_half - central_full) / 3
