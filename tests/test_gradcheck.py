@@ -296,6 +296,26 @@ def test_a_loss_of_zero_at_its_minimum_is_right(f, x, seed):
     )
 
 
+@pytest.mark.parametrize("seed", [None, 1, 2])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: tg.functional.layer_norm(x, 4).sum(),
+        lambda x: tg.functional.layer_norm(x, 4, np.ones(4), np.zeros(4)).mean(),
+        lambda x: (x - x.mean(1, keepdims=True)).sum(1),
+        lambda x: x.softmax().sum(-1) - 1,
+        lambda x: x.exp().log() - x,
+    ],
+)
+def test_an_f_of_nothing_but_rounding_is_right(f, seed):
+    """What cancels leaves differences, and gradients, of 1e-16 and the like."""
+    x = np.random.default_rng(seed).standard_normal((3, 4))
+    assert tg.gradcheck(f, x)
+    assert "is wrong" in red(
+        lambda x: f(x) + own(lambda x: 0 * x, lambda x, g: 1e-9 * g)(x).sum(), x
+    )
+
+
 def test_a_wrong_gradient_is_named_far_from_zero():
     message = red(times(lambda x: x.softmax(), 2), 1000 + NORMAL(5))
     assert "likely cause: constant factor: the gradient is 2 times" in message
