@@ -107,6 +107,18 @@ def test_a_parameter_changed_before_backward_raises():
         y.backward()
 
 
+def test_a_frozen_parameter_changed_before_backward_raises():
+    frozen, x = tg.nn.Parameter([3.0], requires_grad=False), Tensor([2.0], requires_grad=True)
+    tg.checkpoint(lambda x: x * frozen, x).backward()
+    assert x.grad.tolist() == [3] and frozen.grad is None
+    y = tg.checkpoint(lambda x: x * frozen, x)
+    with pytest.raises(ValueError, match="read-only"):
+        frozen.data[0] = 7
+    frozen.data = [7.0]
+    with pytest.raises(RuntimeError, match=r"\.data was replaced"):
+        y.backward()
+
+
 def test_a_result_from_outside_must_be_an_input():
     h = Tensor([1.0, 2.0], requires_grad=True).exp()
     with pytest.raises(ValueError, match="pass it to checkpoint as an input"):

@@ -60,6 +60,9 @@ class Parameter(Tensor):
     def _lockable(self) -> np.ndarray | None:
         return self.storage.lockable()
 
+    def _is_kept(self) -> bool:
+        return True  # also if it is frozen
+
     def _row_sink(self) -> Storage:
         return self.storage
 

@@ -53,8 +53,9 @@ class Checkpoint:
     """The op behind `checkpoint`: a trigger, `f`, which inputs are Tensors, and the inputs.
 
     Parameters that `f` uses without being handed them get their gradients in the inner walk, so
-    they are saved as well: if one changes before backward, that raises. What reaches an input is
-    handed on part by part, for the outer walk to add up in the order it has without checkpoints.
+    they are saved as well, frozen ones too: if one changes before backward, that raises. What
+    reaches an input is handed on part by part, for the outer walk to add up in the order it has
+    without checkpoints.
     """
 
     @staticmethod
@@ -80,7 +81,7 @@ class Checkpoint:
                 )
         ctx.save_for_backward(*arrays)
         ctx.save_leaves(list(outside.values()))
-        ctx.reads = bool(outside)
+        ctx.reads = any(tensor.requires_grad for tensor in outside.values())
         return copy(out.data) if out.requires_grad else out.data
 
     @staticmethod

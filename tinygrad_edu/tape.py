@@ -35,7 +35,7 @@ class _State(threading.local):
     def __init__(self) -> None:
         self.scope: list[Any] = []  # the modules being called, outermost first
         self.before: list[bool] = []  # `grad_enabled` outside each open no_grad()
-        self.readers: list[dict[int, Any]] = []  # tensors read by each open checkpoint
+        self.readers: list[dict[int, Any]] = []  # what open checkpoints read, to be kept
 
 
 state = _State()
@@ -107,7 +107,7 @@ class Context:
         self._op = op
         self._recording = recording = True in needs
         for reader in state.readers:
-            reader.update((id(t), t) for t in tensors if t is not None and t._requires_grad)
+            reader.update((id(t), t) for t in tensors if t is not None and t._is_kept())
         if recording:
             self._number = next(_numbers)
             self._inputs = tensors, arrays

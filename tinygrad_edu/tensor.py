@@ -165,6 +165,10 @@ class Tensor:
     def _lockable(self) -> np.ndarray | None:
         return self._data
 
+    def _is_kept(self) -> bool:
+        """Does a checkpoint keep it that reads it? What is made inside is made again."""
+        return self._requires_grad
+
     def _accumulate(self, grad: np.ndarray) -> None:
         """Adds one finished contribution to `.grad`, into memory that is this tensor's own."""
         if self._grad is None:
