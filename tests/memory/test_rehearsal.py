@@ -478,6 +478,7 @@ OPS = {
     "multiply": lambda x: x * x.exp(), "divide": lambda x: 1 / x, "power": lambda x: x**1.5,
     "clip": unary("clip", 0, 1), "maximum": lambda x: tg.maximum(x, x * 2),
     "max": lambda x: x.max(axis=-1, keepdims=True) * x,
+    "softmax of columns": unary("softmax", 0), "variance of columns": unary("var", 0),
 }  # fmt: skip
 
 

@@ -200,18 +200,18 @@ def sum_axes(
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(a.shape))
     shape = kept if keepdims else tuple(n for i, n in enumerate(a.shape) if i not in axes)
     out = empty(shape, a.dtype if dtype is None else dtype)
-    if switch.off:
-        return out
     inner = a.ndim
     while inner - 1 in axes and a.flags.c_contiguous:
         inner -= 1
     in_runs = math.prod(a.shape[axis] for axis in axes if axis < inner)
     wide = {np.float16: np.float32, np.float32: np.float64}.get(a.dtype.type, a.dtype)
-    if wide == out.dtype or (a.dtype == out.dtype != np.float16 and in_runs < RUN):
-        return np.add.reduce(a, axis=axes, keepdims=keepdims, dtype=out.dtype, out=out)
-    total = empty(shape, wide, "workspace")
-    np.add.reduce(a, axis=axes, keepdims=keepdims, dtype=wide, out=total)
-    np.copyto(out, total, casting="same_kind")
+    narrow = wide == out.dtype or (a.dtype == out.dtype != np.float16 and in_runs < RUN)
+    total = out if narrow else empty(shape, wide, "workspace")
+    if switch.off:
+        return out
+    np.add.reduce(a, axis=axes, keepdims=keepdims, dtype=total.dtype, out=total)
+    if total is not out:
+        np.copyto(out, total, casting="same_kind")
     return out
 
 
