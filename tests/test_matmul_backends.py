@@ -40,6 +40,15 @@ def test_numba_leaves_other_dtypes_to_numpy():
     np.testing.assert_array_equal((tg.Tensor(a) @ tg.Tensor(a.T)).data, a @ a.T)
 
 
+@pytest.mark.parametrize("name", ["numba", "numpy"])
+def test_a_product_that_is_added_brings_its_bias(name):
+    tg.set_matmul_backend(name)
+    a, b, bias = np.ones((2, 3)), np.ones((3, 4)), np.arange(4.0)
+    out = np.full((2, 4), 10.0)
+    tg.kernels.matmul(a, b, out, bias=bias, accumulate=True)
+    np.testing.assert_array_equal(out, 13 + np.broadcast_to(bias, out.shape))
+
+
 class Subclass(np.ndarray):
     pass
 

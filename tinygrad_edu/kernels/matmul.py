@@ -20,10 +20,10 @@ def numpy_backend(a: np.ndarray, b: np.ndarray, out: np.ndarray, **more) -> None
     """NumPy's own product: whatever BLAS it was built with."""
     if switch.off:
         return
-    if more.pop("accumulate", False):
+    if more.get("accumulate"):
         np.add(out, np.matmul(a, b), out=out)
-        return
-    np.matmul(a, b, out=out)
+    else:
+        np.matmul(a, b, out=out)
     if more.get("bias") is not None:
         np.add(out, more["bias"], out=out)
     if more.get("keep") is not None:
