@@ -424,6 +424,15 @@ def test_unwritable_cache(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("kernel", ["gemm.matmul(x, x)", "elementwise.gelu(x, True)"])
+def test_kernels_that_must_not_be_compiled_say_so(kernel):
+    """Whoever sets the variable to look into a function of their own."""
+    code = "from tinygrad_edu.kernels import elementwise, gemm; import numpy as np\n"
+    code += "x = np.ones((3, 3))\n" + kernel
+    done = run(["-c", code], NUMBA_DISABLE_JIT="1")
+    assert "RuntimeError: kernels only run compiled, and NUMBA_DISABLE_JIT is set" in done.stderr
+
+
 def test_cache_is_reused(tmp_path):
     code = "from tinygrad_edu.kernels.gemm import matmul; import numpy as np\n"
     code += "x = np.ones((200, 200), np.float32); assert (matmul(x, x) == 200).all()"

@@ -99,7 +99,11 @@ def start_threads():
 
 @contextlib.contextmanager
 def announced(name):
-    """On a terminal, says which kernel is compiling if that takes more than half a second."""
+    """Around a compilation: on a terminal, says of which kernel if it takes half a second."""
+    import numba
+
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError("kernels only run compiled, and NUMBA_DISABLE_JIT is set: unset it")
     if sys.stderr is None or not sys.stderr.isatty():
         yield
         return
