@@ -1,6 +1,7 @@
 """The account: what a rehearsal says, what a chip counts, and what the process really takes."""
 
 import functools
+import gc
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import tinygrad_edu as tg
 from gpt import GPT, GPTConfig
 from tinygrad_edu import functional as F
-from tinygrad_edu import nn
+from tinygrad_edu import kernels, nn
 from tinygrad_edu.kernels import blocks
 from tinygrad_edu.kernels.attention import QUERIES
 from tinygrad_edu.memory import Chip, ChipMemoryError, Rehearsal
@@ -399,7 +400,7 @@ BIG = (
 import json, sys
 import numpy as np
 import tinygrad_edu as tg
-from tinygrad_edu import nn
+from tinygrad_edu import kernels, nn
 
 class Model(nn.Module):
     def __init__(self, layers):
@@ -464,6 +465,22 @@ def test_what_is_fetched_ahead_is_not_crowded_out_by_weights_that_come_back(monk
     fetched(ample)
     layer = 4 * 12 * config.n_embd**2
     assert fetched(Rehearsal(ample.budget.footprint + extra * layer)) < 1.9
+
+
+def test_garbage_is_let_go_of_before_memory_is_said_to_be_short():
+    """Numba's errors, which it catches, hold the frames of whoever had a kernel compiled."""
+    with Chip("1MB"):
+        gc.disable()
+        try:
+            held = [kernels.empty((150_000,), np.float32)]
+            held.append(held)
+            del held
+            again = kernels.empty((150_000,), np.float32)
+            with pytest.raises(ChipMemoryError, match="602 kB  activations"):
+                kernels.empty((150_000,), np.float32)
+        finally:
+            gc.enable()
+    assert again.size == 150_000
 
 
 def unary(name, *arguments):
