@@ -229,5 +229,5 @@ def timed(step: list[Work], passes: int, hardware: Hardware, job: Job) -> Playba
             return {kind: ns + more * (ns - less[kind]) for kind, ns in found.items()}
         return found + more * (found - less)
 
-    names = ("step_ns", "compute_ns", "stall_ns", "bubble_ns", "busy_ns")
+    names = ("step_ns", "compute_ns", "stall_ns", "bubble_ns", "busy_ns", "faster_ns")
     return dataclasses.replace(last, **{name: in_all(name) for name in names})

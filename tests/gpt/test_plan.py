@@ -97,6 +97,15 @@ def test_the_bubble_of_many_passes_is_that_of_one_and_the_account_adds_up():
     assert found["compute_seconds"] == pytest.approx(25 * few.playback.compute_seconds)
 
 
+def test_many_passes_are_limited_by_what_a_pass_waits_for():
+    """Not by the update, which comes once, and makes up most of a step of two passes."""
+    need = plan(job(sequences=1), CS2).need.nbytes
+    slow = CS2.but(memory=need, bandwidth=1e9, optimizer_bandwidth=1e9)
+    few, many = (plan(job(sequences=n), slow) for n in (2, 500))
+    assert (few.passes, few.limited_by) == (2, "update")
+    assert (many.passes, many.limited_by) == (500, "fetch")
+
+
 def test_a_pass_is_no_larger_than_can_be_rehearsed(monkeypatch):
     """However many sequences there are, and however much memory: more passes, of equal size."""
     monkeypatch.setattr(planner, "MOST", 10 * SMALL.block_size)

@@ -73,9 +73,16 @@ class Playback:
     stall_ns: dict[str, int]
     bubble_ns: int
     busy_ns: dict[str, int]  # lane -> what its work takes, hidden or not
-    limited_by: str
+    faster_ns: dict[str, int]  # lane -> `step_ns` if that lane were twice as fast
     events: list[Event]  # of every step that was played
     stalls: list[tuple[str, int, int, int]]  # cause, start, end, step; those of the bubble, too
+
+    @property
+    def limited_by(self) -> str:
+        limit = min(LANES, key=lambda lane: self.faster_ns[lane])
+        if (self.step_ns - self.faster_ns[limit]) * 20 < self.step_ns:
+            limit = max(LANES, key=lambda lane: self.busy_ns[lane])
+        return limit
 
     @property
     def step_seconds(self) -> float:
@@ -167,19 +174,15 @@ def play(
         return min(runs, key=lambda found: found.step_ns)
 
     found = run(durations)
-    faster = {lane: run(durations.faster(lane)).step_ns for lane in LANES}
     busy_ns = {lane: sum(getattr(durations, lane)) for lane in LANES}
     busy_ns["update"] += durations.norm if clip else 0
-    limit = min(LANES, key=lambda lane: faster[lane])
-    if (found.step_ns - faster[limit]) * 20 < found.step_ns:
-        limit = max(LANES, key=lambda lane: busy_ns[lane])
     return Playback(
         step_ns=found.step_ns,
         compute_ns=sum(durations.compute),
         stall_ns=found.stall_ns,
         bubble_ns=found.step_ns - sum(durations.compute) - sum(found.stall_ns.values()),
         busy_ns=busy_ns,
-        limited_by=limit,
+        faster_ns={lane: run(durations.faster(lane)).step_ns for lane in LANES},
         events=found.events,
         stalls=found.stalls,
     )
