@@ -170,6 +170,19 @@ def test_a_refused_file_is_left_byte_for_byte_as_it_was(path, shapes, words, opt
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_smaller_model_is_refused_before_it_is_trained(path):
+    """By its names: as long as it may still grow, its shapes could be the first ones there."""
+    parameters(path, True, a=(2, 3), b=(4, 5))
+    with (
+        pytest.raises(ExternalMemoryError, match=r"where it has a of .*, this one has c of"),
+        Chip(ROOMY, ExternalMemory(path)),
+    ):
+        model = nn.Module()
+        model.c = nn.Parameter(np.ones((2, 3), np.float32))
+        tg.optim.AdamW(model.parameters())
+        pytest.fail("it would be trained by now")
+
+
 def test_a_closed_file_is_whole_until_its_model_is_there_again(path):
     """Whatever ends a chip before: an error, nothing at all, a kill."""
     parameters(path, True, a=(2, 3), b=(4, 5))

@@ -225,12 +225,13 @@ class ExternalMemory:
         weights = [blob.owner for blob in self.blobs if blob.kind == WEIGHT]
         if self._closed is None or not weights:
             return
-        if not complete and len(weights) < len(self._expected):
-            return
-        for entry, owner in itertools.zip_longest(self._expected, weights):
+        # By shape and by name. A model that is not complete may still grow.
+        pairs = itertools.zip_longest if complete else zip
+        for entry, owner in pairs(self._expected, weights):
             self._compare(entry, owner)
-        self._file.take_place_of(self._closed)
-        self._closed = None
+        if len(weights) == len(self._expected):
+            self._file.take_place_of(self._closed)
+            self._closed = None
 
     def _compare(self, entry: dict[str, Any] | None, owner: Owner | None) -> None:
         """Refuses a closed file that has `entry` where the model has `owner`."""
