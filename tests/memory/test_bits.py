@@ -5,6 +5,7 @@ cut into pieces of 32 kB in both, so that most have several, and freed memory is
 """
 
 import contextlib
+import copy
 import functools
 import re
 import threading
@@ -364,6 +365,31 @@ def test_a_graph_that_needs_the_old_weights_raises_after_an_update(place):
         return str(error.value)
 
     everywhere(run, place)
+
+
+def test_a_copy_of_a_model_is_one_of_its_own(place):
+    """As an average of the weights is made with; and with its optimizer, to go on from there."""
+
+    def run():
+        net = Net()
+        optimizer = tg.optim.AdamW(net.parameters(), 0.05)
+        net_step(net, optimizer, 0)
+        twin, twins = copy.deepcopy((net, optimizer))
+        seen = [net_step(net, optimizer, 1), bits([p.grad for p in twin.parameters()])]
+        seen += [net_step(twin, twins, seed) for seed in (2, 3)]
+        return [*seen, net.state_dict(), twin.state_dict(), twins.state_dict()]
+
+    everywhere(run, place)
+
+
+def test_a_copy_of_a_model_of_a_closed_chip_is_in_plain_memory():
+    with on_chip():
+        net = Net()
+        net.scale.grad = 2.0
+    twin = copy.deepcopy(net)
+    assert bits(twin.state_dict()) == bits(net.state_dict())
+    twin(np.ones((1, 30), np.float32)).sum().backward()
+    assert twin.scale.grad != 2.0 and type(twin.scale.storage) is ArrayStorage
 
 
 def test_what_is_lent_keeps_its_numbers_across_an_update(place):

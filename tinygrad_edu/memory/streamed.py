@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from ..kernels import copy, empty
 from ..kernels.gather import gather_rows
 from ..kernels.update import piece_squares, squares_from
-from ..storage import WEIGHT, Storage, placed
+from ..storage import WEIGHT, Storage, new_storage, placed
 from .external import GRADIENT, GRID, Blob, Owner, checked
 
 if TYPE_CHECKING:
@@ -39,6 +40,16 @@ class StreamedStorage(Storage):
 
     def __del__(self) -> None:
         self.chip.dropped(self.keys, list(self.blobs.values()))
+
+    def __deepcopy__(self, memo: dict) -> Storage:
+        """The same numbers where parameters are born now: on a chip, or in plain memory."""
+        twin, grad = new_storage(self.shape, self.dtype), self.grad
+        twin.make_state(self.state_names())
+        for kind in (WEIGHT, *self.state_names()):
+            twin.fill(kind, self.chunks(kind))
+        twin.grad = None if grad is None else grad.copy()
+        twin.state_of = deepcopy(self.state_of, memo)
+        return twin
 
     def _allocate(self, kind: str, dtype: np.dtype) -> None:
         nbytes = self.size * dtype.itemsize
