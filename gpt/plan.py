@@ -208,7 +208,8 @@ def rows_of(one: Plan) -> list[tuple[str, str]]:
         ("parameters", count(one.parameters)),
         ("a step", f"{job.sequences:,} x {job.model.block_size:,} tokens, {job.precision}, "
                    f"recompute {'on' if one.recompute else 'off'}"),
-        ("on one chip", f"{one.passes} pass(es) of {one.sequences_per_pass} sequence(s)"),
+        ("on one chip", f"{one.passes} pass(es) of at most {one.sequences_per_pass} "
+                        "sequence(s)"),
         ("chip memory", f"{show_size(one.need.nbytes)} of {show_size(machine.memory)} at the peak, "
                         f"in {one.need.phase}: {peak}"),
         ("external memory", external),

@@ -2,8 +2,8 @@
 
 The step's work comes from rehearsing the real model (`plan_works`), its time from playing that
 work on the hardware's numbers (`tinygrad_edu.memory.clock`). A chip takes its share of the batch in
-as few passes as its memory allows, of at most a million tokens; each streams all weights, and the
-update comes after the last.
+as few passes as its memory allows, of at most a million tokens and alike up to one sequence; each
+streams all weights, and the update comes after the last.
 """
 
 import bisect
@@ -48,7 +48,7 @@ class Plan:
     parameters: int
     flops_per_token: float
     recompute: bool
-    sequences_per_pass: int  # on one chip
+    sequences_per_pass: int  # on one chip, at most
     passes: int
     need: Need
     playback: Playback
@@ -153,9 +153,15 @@ def plan(job: Job, hardware: Hardware) -> Plan:
     found = [way for way in ways if way[1]]
 
     def taken(way: tuple[bool, int]) -> Playback:
-        recompute, sequences = way
-        works = step_works(*one_pass(job, hardware, sequences, recompute))
-        return timed(works, math.ceil(share / sequences), hardware, job)
+        recompute, most = way
+        passes = math.ceil(share / most)
+        smaller = passes * most - share  # so many passes have a sequence less
+
+        def of(sequences: int) -> Playback:
+            works = step_works(*one_pass(job, hardware, sequences, recompute))
+            return timed(works, passes, hardware, job)
+
+        return moved(of(most), of(most - 1), smaller / passes) if smaller else of(most)
 
     played = {way: taken(way) for way in found or [(choices[-1], 1)]}
     (recompute, sequences), playback = min(played.items(), key=lambda item: item[1].step_ns)
@@ -218,16 +224,19 @@ def timed(step: list[Work], passes: int, hardware: Hardware, job: Job) -> Playba
             works, hardware, job.precision, clip=job.clip, norm_bytes=norm_bytes if job.clip else 0
         )
 
-    last = played(min(passes, PLAYED))
     if passes <= PLAYED:
-        return last
-    before, more = played(PLAYED - 1), passes - PLAYED
+        return played(passes)
+    return moved(played(PLAYED), played(PLAYED - 1), PLAYED - passes)
 
-    def in_all(name: str) -> int | dict[str, int]:
-        found, less = getattr(last, name), getattr(before, name)
-        if isinstance(found, dict):
-            return {kind: ns + more * (ns - less[kind]) for kind, ns in found.items()}
-        return found + more * (found - less)
+
+def moved(one: Playback, other: Playback, part: float) -> Playback:
+    """`one`, with its numbers moved by `part` of the way to those of `other`."""
+
+    def number(name: str) -> int | dict[str, int]:
+        a, b = getattr(one, name), getattr(other, name)
+        if isinstance(a, dict):
+            return {kind: ns + round(part * (b[kind] - ns)) for kind, ns in a.items()}
+        return a + round(part * (b - a))
 
     names = ("step_ns", "compute_ns", "stall_ns", "bubble_ns", "busy_ns", "faster_ns")
-    return dataclasses.replace(last, **{name: in_all(name) for name in names})
+    return dataclasses.replace(one, **{name: number(name) for name in names})

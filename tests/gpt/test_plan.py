@@ -106,6 +106,22 @@ def test_many_passes_are_limited_by_what_a_pass_waits_for():
     assert (many.passes, many.limited_by) == (500, "fetch")
 
 
+def test_a_chip_computes_its_share_and_no_more():
+    """Of 7 sequences in passes of at most 3, two passes have 2."""
+    three = plan(job(sequences=3, recompute=False), CS2)
+    chip = CS2.but(memory=three.need.nbytes, bandwidth=1e18, optimizer_bandwidth=1e18, latency=0)
+    busy = {
+        n: plan(job(sequences=n, recompute=False), chip).playback.compute_ns for n in (2, 3, 6, 7)
+    }
+    seven = plan(job(sequences=7, recompute=False), chip)
+    assert (seven.passes, seven.sequences_per_pass) == (3, 3)
+    assert busy[6] == pytest.approx(2 * busy[3], abs=2)
+    assert busy[7] == pytest.approx(busy[3] + 2 * busy[2], abs=2)
+    assert sum(seven.playback.stall_ns.values()) + seven.playback.bubble_ns == pytest.approx(
+        seven.playback.step_ns - busy[7], abs=9
+    )
+
+
 def test_a_pass_is_no_larger_than_can_be_rehearsed(monkeypatch):
     """However many sequences there are, and however much memory: more passes, of equal size."""
     monkeypatch.setattr(planner, "MOST", 10 * SMALL.block_size)
