@@ -8,6 +8,9 @@
 While a chip is open, all memory of the engine comes from its budget, and every parameter made is a
 streamed one. Nothing else changes: not the model, not the training loop, and not one bit of the
 results. This file wires the parts together and keeps the gradients that are on their way out.
+
+What a `Function` of one's own allocates with NumPy is not the engine's: no chip counts its results
+or what it saves, only the gradients that it gives.
 """
 
 import gc
