@@ -19,6 +19,7 @@ from . import config as cli
 from .claims import Claim, Judgement, judge
 from .errors import UserError
 from .planner import Job, Plan, plan
+from .scaling import DAY
 
 
 def parse(argv: list[str]) -> Any:
@@ -167,16 +168,20 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def seconds(value: float) -> str:
-    if value >= 120:
-        return f"{value / 60:.1f} min"
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+def duration(seconds: float) -> str:
+    for least, unit, name in (
+        (3 * 365 * DAY, 365 * DAY, "years"),
+        (2 * DAY, DAY, "days"),
+        (7200, 3600, "hours"),
+        (120, 60, "min"),
+    ):
+        if seconds >= least:
+            return f"{seconds / unit:,.1f} {name}"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
-def days(value: float) -> str:
-    if value > 3 * 365:
-        return f"{value / 365:,.1f} years"
-    return f"{value:,.1f} days" if value >= 2 else f"{value * 24:.1f} hours"
+def amount(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def rows_of(one: Plan) -> list[tuple[str, str]]:
@@ -215,14 +220,14 @@ def rows_of(one: Plan) -> list[tuple[str, str]]:
         ("external memory", external),
         ("fits", fits),
         ("FLOPs per token", f"{one.flops_per_token:.4g}"),
-        ("step time", seconds(one.step_seconds) + (" (measured)" if one.measured else "")),
+        ("step time", duration(one.step_seconds) + (" (measured)" if one.measured else "")),
         ("planned split", split),
         ("tokens per second", f"{one.tokens_per_second:,.0f}"),
         ("MFU", f"{one.mfu:.1%} of {machine.chips} x "
                 f"{machine.peak_of(job.precision) / 1e12:,.4g} TFLOP/s"),
-        ("whole run", f"{count(job.tokens)} tokens in {days(one.days)}"),
-        ("energy", "unknown" if energy is None else f"{energy:,.0f} kWh"),
-        ("cost", "unknown: give the hardware a price" if cost is None else f"${cost:,.0f}"),
+        ("whole run", f"{count(job.tokens)} tokens in {duration(one.days * DAY)}"),
+        ("energy", "unknown" if energy is None else f"{amount(energy)} kWh"),
+        ("cost", "unknown: give the hardware a price" if cost is None else f"${amount(cost)}"),
         ("streaming", streaming),
         ("limited by", one.limited_by),
     ]  # fmt: skip
@@ -265,8 +270,9 @@ def judged(one: Plan) -> Judgement:
 def side_by_side(preset: str, plans: list[Plan]) -> str:
     names = [p.hardware.several for p in plans]
     cells = [
-        [seconds(p.step_seconds), f"{p.tokens_per_second:,.0f}", f"{p.mfu:.1%}", days(p.days),
-         "unknown" if p.cost_dollars is None else f"${p.cost_dollars:,.0f}",
+        [duration(p.step_seconds), f"{p.tokens_per_second:,.0f}", f"{p.mfu:.1%}",
+         duration(p.days * DAY),
+         "unknown" if p.cost_dollars is None else f"${amount(p.cost_dollars)}",
          show_size(p.need.nbytes), show_size(p.external_bytes), f"{p.tokens_resident:,}",
          f"{p.break_even_tokens:,.0f}", "yes" if p.fits else "no", p.limited_by]
         for p in plans

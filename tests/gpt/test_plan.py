@@ -161,6 +161,16 @@ def test_side_by_side(capsys):
     assert "1 x cs2" in out and "16 x a100" in out and "tokens needed" in out
 
 
+def test_a_small_run_takes_some_time_and_money_and_a_large_step_days(capsys):
+    assert command.main(["nanogpt-cpu", "--hardware", "h100"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert "hours" not in rows["whole"] and rows["whole"].endswith("ms")
+    assert float(rows["cost"].removeprefix("$")) > 0 < float(rows["energy"].removesuffix(" kWh"))
+    units = {1e-3: "1 ms", 1.5: "1.5 s", 119: "119 s", 120: "2.0 min", 7200: "2.0 hours",
+             2 * 86400: "2.0 days", 1000 * 86400: "1,000.0 days", 1e9: "31.7 years"}  # fmt: skip
+    assert {s: command.duration(s) for s in units} == units
+
+
 @pytest.mark.parametrize("chips", ["a100x16", "a100 --chips 16", "a100x2 --chips 16"])
 def test_chips_are_counted_once_whoever_says_how_many(capsys, chips):
     assert command.main(["nanogpt-cpu", "--hardware", *chips.split()]) == 0
