@@ -3,7 +3,8 @@
 Answers before anything runs, for any size: memory by tier, the step's time and what limits it,
 tokens per second, days, energy and cost. With a measured --step-seconds or --tokens-per-second it
 says what was achieved instead. --compare sets several side by side, --picture draws step time
-against bandwidth and batch, --trace writes the step's timeline for ui.perfetto.dev.
+against bandwidth and batch, --trace writes the step's timeline, of two passes at most, for
+ui.perfetto.dev.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ def parse(argv: list[str]) -> Any:
     add("--step-seconds", type=float, help="measured: what was achieved?")
     add("--tokens-per-second", type=float, help="measured: what was achieved?")
     add("--compare", metavar="LIST", help="such as cs2,a100x16,h100x8,this-machine")
-    add("--trace", metavar="FILE", help="write the step's timeline as Chrome trace JSON")
+    add("--trace", metavar="FILE", help="write a timeline, of two passes at most, for Perfetto")
     add("--picture", metavar="FILE", help="draw step time against bandwidth and batch (svg, png)")
     add("--verify", action="store_true", help="run steps here, and compare with what was planned")
     add("--json", action="store_true", help="for machines")
