@@ -37,8 +37,11 @@ class GPTConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            object.__setattr__(self, name, int(value))  # files know none of NumPy's numbers
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        object.__setattr__(self, "dropout", float(self.dropout))
+        object.__setattr__(self, "bias", bool(self.bias))
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_head {self.n_head} does not divide n_embd {self.n_embd}: every head needs the "

@@ -130,6 +130,15 @@ def test_a_saved_model_has_the_librarys_bytes(tmp_path, config, storage):
         np.testing.assert_array_equal(a.data, b.data)
 
 
+@pytest.mark.parametrize("bias", [0, np.True_])
+def test_a_model_of_numpys_numbers_is_saved_as_any_other(tmp_path, bias):
+    """A vocabulary as large as `ids.max() + 1` is one of NumPy's numbers."""
+    shape = map(np.int64, (11, 8, 1, 2, 4))
+    model = GPT(GPTConfig(*shape, dropout=np.float32(0.25), bias=bias))
+    model.save(tmp_path)
+    assert GPT.load(tmp_path).config == model.config
+
+
 @pytest.mark.parametrize("config", [SMALL, NO_BIAS])
 def test_runs_of_any_storage_write_the_files_of_whole_arrays_and_resume_each_other(
     tmp_path, config
