@@ -174,8 +174,8 @@ def train(
             folder.metrics.append(row)
             if wrong:
                 raise UserError(
-                    f"step {step}: {wrong}; checkpoints: {kept}. --resume --detect-nan names the "
-                    "op at fault"
+                    f"step {step}: {wrong}; checkpoints: {kept}. The same command with --resume "
+                    "--detect-nan names the op at fault"
                 )
             if "val_loss" in row or stop:
                 try:

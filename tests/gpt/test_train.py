@@ -340,9 +340,13 @@ def test_detect_nan_names_op_layer_and_step_and_saves_the_batch(text, tmp_path, 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(text, tmp_path):
     run = tmp_path / "run"
-    with pytest.raises(UserError, match="--detect-nan"):
-        train("--data", text, "--out", run, "--learning-rate=1e30", "--grad-clip=0")
+    says = "no earlier one. The same command with --resume --detect-nan names the op at fault"
+    exploding = ["--data", text, "--out", run, "--learning-rate=1e30", "--grad-clip=0"]
+    with pytest.raises(UserError, match=says):
+        train(*exploding)
     assert not any("NaN" in line for line in (run / "metrics.jsonl").read_text().splitlines())
+    with pytest.raises(UserError, match=r"step \d: \w+ in .* made"):
+        train(*exploding, "--resume", "--detect-nan")
 
 
 EXPLODING = ["--learning-rate=1e38", "--min-lr=1e38", "--warmup-steps=0", "--eval-every=1"]
