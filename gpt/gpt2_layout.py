@@ -151,6 +151,10 @@ def from_layout(tensors: Mapping[str, Any], model: "GPT", where: Path) -> None:
 
 
 def save_model(model: "GPT", folder: Path) -> None:
+    if (folder / "train.json").exists():  # the run would put its own model back
+        raise UserError(
+            f"{folder} holds a training run, which keeps its own model: save to another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = to_layout(model)
     # as safetensors.numpy.save orders and spaces them

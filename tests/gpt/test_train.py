@@ -657,6 +657,18 @@ def test_one_process_at_a_time_trains_in_a_folder(text, tmp_path):
         assert sample_command.main([str(run), "--tokens", "3"]) == 0
 
 
+def test_a_model_is_not_saved_over_that_of_a_run(text, tmp_path):
+    """The next look at the run would put its own model back."""
+    run, tuned = tmp_path / "run", tmp_path / "tuned"
+    train("--data", text, "--out", run, "--steps=1")
+    model, before = GPT.load(run), contents(run)
+    with pytest.raises(UserError, match=r"holds a training run.*save to another folder"):
+        model.save(run)
+    assert contents(run) == before
+    model.save(tuned)
+    model.save(tuned)
+
+
 def test_a_text_without_newlines_ends_on_a_sample_as_well(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("ab\x01" * 900)
