@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -25,6 +25,30 @@ class Progress:
             self.shown = time.monotonic()
             percent = min(100, 100 * self.done // max(1, self.whole))
             self.bar.set_postfix_str(f"{op} {percent} %" if self.done else "update")
+
+
+class Display:
+    """stderr, as the bar's place: what a full disk does not take of a log ends no run."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        self.attempt(self.stream.write, text)
+
+    def flush(self) -> None:
+        self.attempt(self.stream.flush)
+
+    def attempt(self, call: Callable[..., Any], *arguments: str) -> None:
+        try:
+            call(*arguments)
+        except BrokenPipeError:  # the reader has left
+            raise
+        except OSError:
+            pass
 
 
 @contextlib.contextmanager

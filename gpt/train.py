@@ -26,7 +26,7 @@ from .data import Dataset, batch, open_data
 from .disk import write_atomically
 from .errors import UserError
 from .model import GPT, GPTConfig
-from .progress import Progress, stop_requests
+from .progress import Display, Progress, stop_requests
 from .run_folder import Checkpoint, RunFolder
 from .sample import closing_text
 
@@ -145,8 +145,9 @@ def train(
     val_loss = trouble = None
 
     watch = tg.detect_nan() if config.detect_nan else contextlib.nullcontext()
-    bar = tqdm(total=config.steps, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True,
-               mininterval=0.2 if sys.stderr.isatty() else 10)  # fmt: skip
+    display = Display(sys.stderr)
+    bar = tqdm(total=config.steps, initial=start, unit="step", file=display, dynamic_ncols=True,
+               mininterval=0.2 if display.isatty() else 10)  # fmt: skip
     if chip is not None:
         flops = fit.rehearse(shape, config.batch_size, recompute).flops
         chip.watch = Progress(bar, flops * config.accumulate)
@@ -188,10 +189,10 @@ def train(
                     problem = f"checkpoint of step {step} not written ({error})"
                     if last or stop:
                         raise UserError(f"{problem}; {kept}: mend that, then --resume") from None
-                    bar.write(f"{problem}; going on, {kept}", sys.stderr)
+                    bar.write(f"{problem}; going on, {kept}", display)
             if folder.trouble != trouble:
                 trouble = folder.trouble
-                bar.write(trouble or "the disk takes everything again", sys.stderr)
+                bar.write(trouble or "the disk takes everything again", display)
             held_out = "" if val_loss is None else f", held-out loss {val_loss:.3f}"
             bar.set_postfix_str(f"loss {loss:.3f}{held_out}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()

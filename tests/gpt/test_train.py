@@ -1,6 +1,7 @@
 """Training as a user meets it: the command line, the run folder, kills, resumes, mistakes."""
 
 import errno
+import io
 import json
 import os
 import random
@@ -383,6 +384,15 @@ def test_a_full_disk_at_checkpoint_time_keeps_the_run_and_the_old_checkpoint(
     assert train("--data", text, "--out", run) == 0
     assert calls == [4, 8, 12]
     assert "step 8 not written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_log_on_a_full_disk_ends_no_run(text, tmp_path, monkeypatch):
+    with open("/dev/full", "wb", 0) as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", io.TextIOWrapper(full, write_through=True))
+        patch.setattr(run_folder, "draw_losses", lambda *_: 1 / 0)  # something to say, too
+        assert train("--data", text, "--out", tmp_path / "run") == 0
+    assert RunFolder(tmp_path / "run").read().step == 12
 
 
 def test_rows_that_cannot_be_written_are_noticed_once_and_so_is_the_end_of_it(
