@@ -7,7 +7,8 @@ import pytest
 
 import tinygrad_edu as tg
 from gpt import GPT, GPTConfig
-from tinygrad_edu.memory import Chip, ChipMemoryError, ExternalMemory, show_size
+from tinygrad_edu.kernels import elementwise, jit, update
+from tinygrad_edu.memory import Chip, ChipMemoryError, ExternalMemory, Timeline, show_size
 from tinygrad_edu.memory.report import measure_ceiling
 
 CONFIG = GPTConfig(64, 16, 2, 2, 64)
@@ -72,8 +73,26 @@ def test_a_report_in_the_middle_of_a_run():
         assert "weights to the chip" in chip.report()
 
 
+def test_compiling_a_kernel_is_a_wait_and_no_work(monkeypatch):
+    for task in (elementwise.gelu_task, update.adamw_task):
+        monkeypatch.setattr(task, "compiled", {})
+    chip = train(Chip("5MB"), steps=1)
+    assert jit.watchers == []
+    waits = [wait[1:3] for wait in chip.timeline.stalls if wait[0] == "compiler"]
+    for what in (("compute", "Gelu forward"), ("update", "transformer.wte.weight")):
+        event = next(event for event in chip.timeline.events if event[:2] == what)
+        assert any(event.start <= start < end <= event.end for start, end in waits), what
+    chip.timeline.stall("compiler", event.end, event.end + 10**9)
+    assert "waited for compiler 1." in chip.report()
+    timeline = Timeline()
+    for lane in ("fetch", "compute", "drain", "update"):
+        timeline.record(lane, "at work", 0, 100)
+    timeline.stall("compiler", 20, 50)
+    assert [total.busy for total in timeline.totals().values()] == [1e-7, 7e-8, 1e-7, 7e-8]
+    assert timeline.overlap() == 0.7
+
+
 def test_below_break_even_it_warns():
-    train(Chip("5MB"), steps=1)  # compiling kernels, or reading them, would count as compute
     slow = train(Chip("5MB", ExternalMemory(bandwidth="2MB")), steps=2).report()
     assert "warning     below it" in slow and "larger batch" in slow
     wall = float(re.search(r"busy .* of ([\d.]+) s", slow)[1])

@@ -24,10 +24,12 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 SPINS = "10000"  # turns of a loop, about a fifth of a millisecond
 NAMES = {"f": "float32", "d": "float64"}
+watchers = []  # functions of the start and end, in nanoseconds, of what was compiled
 HERE = Path(__file__).resolve().parent
 
 
@@ -99,22 +101,24 @@ def start_threads():
 
 @contextlib.contextmanager
 def announced(name):
-    """Around a compilation: on a terminal, says of which kernel if it takes half a second."""
+    """Around a compilation: tells `watchers` when it was, or when the kernel was read from disk,
+    and says on a terminal of which kernel if it takes half a second."""
     import numba
 
     if numba.config.DISABLE_JIT:
         raise RuntimeError("kernels only run compiled, and NUMBA_DISABLE_JIT is set: unset it")
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield
-        return
     text = f"compiling {name} (once; then it is read from disk)"
     notice = threading.Timer(0.5, lambda: print(text, file=sys.stderr, flush=True))
     notice.daemon = True
-    notice.start()  # loading from disk is over before the notice is due
+    if sys.stderr is not None and sys.stderr.isatty():
+        notice.start()  # loading from disk is over before the notice is due
+    start = time.perf_counter_ns()
     try:
         yield
     finally:
         notice.cancel()
+        for watcher in watchers:
+            watcher(start, time.perf_counter_ns())
 
 
 class Kernel:

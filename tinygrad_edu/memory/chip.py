@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from .. import tape
+from ..kernels import jit
 from ..kernels.allocator import memory_from
 from ..storage import born_in
 from . import report
@@ -33,7 +34,7 @@ from .flops import known_as, op_flops, rows_of_weight
 from .residency import UPDATE, Residency
 from .sizes import parse_size
 from .streamed import StreamedStorage
-from .timeline import Timeline
+from .timeline import COMPILER, Timeline
 from .transfer import Job, Link, Mover, afresh, wait_for
 
 LEAVING = 1 << 20  # bytes of gradients that may be on their way out beside the latest one
@@ -105,6 +106,8 @@ class Chip:
         self._stack = ExitStack()
         self._stack.enter_context(memory_from(self.budget))
         self._stack.enter_context(born_in(self._new_storage))
+        jit.watchers.append(self._compiled)
+        self._stack.callback(jit.watchers.remove, self._compiled)
         Chip._open, self._was_open = self, True
         tape.state.observer = self._observe
         return self
@@ -268,6 +271,10 @@ class Chip:
                 gc.collect()
             else:
                 raise ChipMemoryError(report.does_not_fit(self, nbytes, what))
+
+    def _compiled(self, start: int, end: int) -> None:
+        """The op that needed a kernel did not compute meanwhile."""
+        self.timeline.stall(COMPILER, start, end)
 
     def _observe(self, op: type, phase: str, shapes: tuple, start: int) -> None:
         name, kind = f"{op.__name__} {phase}", known_as(op)

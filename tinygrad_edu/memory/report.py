@@ -72,7 +72,7 @@ def report(chip: "Chip") -> str:
             f"  {lane:<11} {show_size(moved[lane])} {what}, "
             f"{show_size(moved[lane] / steps)} per step{speed}"
         )
-    stalls = {cause: s for cause, s in timeline.stall_seconds().items() if s > 0}
+    stalls = {cause: s for cause, s in timeline.stall_seconds().items() if s >= 0.005}
     waited = ", ".join(f"{cause} {s:.2f} s" for cause, s in sorted(stalls.items())) or "nothing"
     busy, wall = totals["compute"].busy, timeline.wall()
     lines.append(f"  compute     busy {busy:.2f} s of {wall:.2f} s; waited for {waited}")

@@ -23,6 +23,7 @@ import numpy as np
 
 LANES = ("fetch", "compute", "drain", "update")
 STALL = "stall"  # stands in a record's lane; stalls share one list with the events
+COMPILER = "compiler"  # the cause of the stalls in which a kernel is compiled, at its first use
 BEGINNING, END = -(2**63), 2**63 - 1  # of time
 
 
@@ -73,7 +74,8 @@ def covered(records: list[tuple], since: int = BEGINNING, until: int = END) -> i
 
 def busy(records: list[tuple], lane: str, since: int = BEGINNING, until: int = END) -> int:
     """Nanoseconds in which `lane` worked. An op that waits in its midst does not compute then."""
-    pauses = [r for r in records if r[0] == STALL] if lane == "compute" else []
+    causes = {"compute": None, "update": (COMPILER,)}.get(lane, ())
+    pauses = [r for r in records if r[0] == STALL and (causes is None or r[1] in causes)]
     work = [r for r in records if r[0] == lane]
     return covered(work + pauses, since, until) - covered(pauses, since, until)
 
