@@ -132,7 +132,7 @@ def train(
         print(resuming(found.step, config.steps, out))
     else:
         if config.resume:
-            print(f"no checkpoint in {out} yet: starting from the beginning")
+            print(f"no checkpoint in {out} yet: starting from the beginning, as this command says")
         folder.open_new(config.overwrite, config.resume)
     # also where a run goes on: they may be lost, and a folder that takes no files is noticed now
     write_atomically(out / "config.json", gpt2_layout.config_text(model.config).encode())
@@ -188,7 +188,9 @@ def train(
                 except OSError as error:
                     problem = f"checkpoint of step {step} not written ({error})"
                     if last or stop:
-                        raise UserError(f"{problem}; {kept}: mend that, then --resume") from None
+                        raise UserError(
+                            f"{problem}; {kept}: mend that, then the same command with --resume"
+                        ) from None
                     bar.write(f"{problem}; going on, {kept}", display)
             if folder.trouble != trouble:
                 trouble = folder.trouble

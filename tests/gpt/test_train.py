@@ -175,7 +175,7 @@ def test_the_first_ctrl_c_says_what_it_waits_for(text, tmp_path, capfd):
 def test_resume_without_a_checkpoint_starts_over_and_says_so(text, tmp_path, capsys):
     run = tmp_path / "run"
     assert train("--data", text, "--out", run, "--resume") == 0
-    assert "starting from the beginning" in capsys.readouterr().out
+    assert "starting from the beginning, as this command says" in capsys.readouterr().out
     assert "resumed_from" not in metrics(run)[0]
 
 
@@ -384,6 +384,20 @@ def test_a_full_disk_at_checkpoint_time_keeps_the_run_and_the_old_checkpoint(
     assert train("--data", text, "--out", run) == 0
     assert calls == [4, 8, 12]
     assert "step 8 not written" in capsys.readouterr().err
+
+
+def test_a_run_that_never_had_a_checkpoint_is_begun_again_by_the_whole_command(
+    text, tmp_path, monkeypatch
+):
+    """Its folder does not know yet what it was told."""
+
+    def failing(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_command.RunFolder, "commit", failing)
+    says = "there is no earlier one: mend that, then the same command with --resume"
+    with pytest.raises(UserError, match=says):
+        train("--data", text, "--out", tmp_path / "run")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
