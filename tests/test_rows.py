@@ -174,6 +174,16 @@ def test_linear_cross_entropy_over_chunks(n, k, v, dtype, kind, with_bias, unit,
             close(got, expected, dtype)
 
 
+@pytest.mark.parametrize("kind", ["ids", "probabilities"])
+def test_many_classes_with_smoothing_are_added_up_exactly(kind):
+    """Of equal logits the loss is log(C), whatever the target."""
+    n, c = 64, 4096
+    classes = np.arange(n) if kind == "ids" else np.full((c, n), 1 / c, np.float32).T
+    z = np.full((n, c), -9.9, np.float32)
+    losses, _ = cross_entropy.cross_entropy(z, cross_entropy.Target(classes, None, -100, 0.1))
+    np.testing.assert_allclose(losses, np.log(c), rtol=5e-6)
+
+
 @pytest.mark.parametrize(
     "needs", [(True, False, False), (False, True, False), (False, False, True)]
 )

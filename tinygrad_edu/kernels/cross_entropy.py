@@ -71,9 +71,9 @@ class Target:
         some, share = weight[start:stop], smooth / max(1, n_classes)
         if not self.is_ids:
             p = self.classes[:, start:stop]
-            return (((1 - smooth) * p + share) * some).astype(dtype)
+            return (((1 - smooth) * p + share) * some).astype(dtype, "C")
         counted, ids = self.counted()
-        a = np.broadcast_to(share * some, (len(ids), len(some))).astype(dtype)
+        a = np.broadcast_to(share * some, (len(ids), len(some))).astype(dtype, "C")
         own = np.flatnonzero((start <= ids) & (ids < stop))
         a[own, ids[own] - start] += (1 - smooth) * weight[ids[own]]
         a[~counted] = 0
