@@ -69,7 +69,7 @@ def blocked(
 
     a, b, c         pointers with strides in bytes; C contiguous along n
     bias, extra     what `finish` needs for `todo`; extra contiguous along n, like C
-    plan            k and the cuts, see `_plan` in gemm.py
+    plan            k and the cuts, see `_cuts` in gemm.py
     pa, pb          pointers to room for (mc, kc) of A and (kc, nc) of B
     """
     k, mc, kc, nc = plan[2], plan[3], plan[4], plan[5]

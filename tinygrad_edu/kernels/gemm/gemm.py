@@ -246,9 +246,8 @@ def _ceil(x, y):
     return -(-x // y)
 
 
-@functools.lru_cache(4096)
-def _plan(m, n, k, size, workers):
-    """The cuts of a product, in elements, as tasks read them; and the room of one thread.
+def _cuts(m, n, k, size, workers):
+    """The rows and columns of a piece of C, and the panels (mc, kc, nc) that it is made from.
 
     C is cut into pieces so that there is least to pack; with workers = 0 it stays in one.
     """
@@ -264,23 +263,35 @@ def _plan(m, n, k, size, workers):
     kc = split(k, KC, 1)
     mc = split(m, max(mr, MC * 4 // size), mr)
     nc = split(n, max(nr, B_BYTES // (kc * size) // nr * nr), nr)
-    line = ALIGNMENT // size  # what starts on a cache line needs no vector from two of them
-    return (m, n, k, mc, kc, nc), _ceil(mc * kc, line) * line, kc * nc
+    return m, n, mc, kc, nc
 
 
-@functools.lru_cache(4096)
-def _thin_plan(m, n, k, workers):
-    """The cuts of a thin product: a megabyte of B each, an even number; one thread needs none."""
+def _thin_columns(n, k, workers):
+    """Of a piece of a thin product: a megabyte of B, but an even number of pieces."""
     if workers == 1:
-        return (m, n, k, 0, 0, 0)
-    pieces = 2 * _ceil(n * k, 1 << 19)
-    nt = max(256, _ceil(_ceil(n, pieces), 64) * 64)
-    return (m, nt, k, 0, 0, 0)
+        return n
+    return max(256, _ceil(_ceil(n, 2 * _ceil(n * k, 1 << 19)), 64) * 64)
 
 
 def _unpacked_room(m, n, k, way):
     """Elements: a sliver of B; if thin, 32 rows of one, all of A, or half the sum of one row."""
     return max(64 * 32, m * k, n if m == 1 else 0) if way is THIN else 64 * k
+
+
+@functools.lru_cache(4096)
+def _plan(way, m, n, k, size, workers, count):
+    """How `count` products are shared out: the pieces, the workspace of all threads in elements,
+    and what tasks read: the cuts, and a thread's room for A and for B."""
+    if way is THIN:
+        rows, columns, mc, kc, nc = m, _thin_columns(n, k, workers), 0, 0, 0
+    else:
+        rows, columns, mc, kc, nc = _cuts(m, n, k, size, workers if count == 1 else 0)
+    line = ALIGNMENT // size  # what starts on a cache line needs no vector from two of them
+    rooms = _ceil(mc * kc, line) * line, kc * nc
+    if way is not BLOCKED:
+        rooms = 0, _unpacked_room(m, columns, k, way)
+    pieces = count * _ceil(m, rows) * _ceil(n, columns)
+    return pieces, sum(rooms) * workers, (rows, columns, k, mc, kc, nc, *rooms)
 
 
 def _contiguous(x, axis):
@@ -320,18 +331,12 @@ def _launch(a, b, out, bias, add, way, extra, todo, workers):
     """
     (m, k), n, dtype = a.shape[-2:], b.shape[-1], a.dtype
     count = out.size // (m * n)
-    if way is THIN:
-        cuts, a_room, b_room = _thin_plan(m, n, k, workers), 0, 0
-    else:
-        cuts, a_room, b_room = _plan(m, n, k, dtype.itemsize, workers if count == 1 else 0)
-    if way is not BLOCKED:
-        a_room, b_room = 0, _unpacked_room(m, cuts[1], k, way)
-    room = _space("room", (a_room + b_room) * workers, dtype)
+    pieces, room, numbers = _plan(way, m, n, k, dtype.itemsize, workers, count)
+    room = _space("room", room, dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
     extra = out if extra is None else extra
     operands = id(a), id(b), id(out), id(bias), id(extra)
-    pieces = count * _ceil(m, cuts[0]) * _ceil(n, cuts[1])
-    way(pieces, (room,), (*operands, todo, add, *cuts, a_room, b_room), (), workers == 1)
+    way.each([(pieces, (room,), (*operands, todo, add, *numbers), ())], workers == 1)
 
 
 def _view(x, shape):
