@@ -181,12 +181,13 @@ def cross_entropy_backward_task(arrays, sizes, numbers, piece, slot):
     lse, scales = span(arrays[2], first, last), span(arrays[3], first, last)
     ids = span(seen_as(arrays[4], np.int64), first, last)
     for i in range(last - first):
-        out, shift, scale = dz[i], lse[i], scales[i]
+        given, out, shift, scale = z[i], dz[i], lse[i], scales[i]
         if scale == z.dtype.type(0):
             out[:] = scale
             continue
         if not in_place:
-            out[:] = z[i]
+            for j in range(c):
+                out[j] = given[j]
         for j in range(c):  # one array: two that may be the same memory would not be vectorised
             out[j] = exp(out[j] - shift) * scale
         own = ids[i] - start
