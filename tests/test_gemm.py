@@ -407,6 +407,17 @@ def test_import_compiles_nothing():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_product_compiles_its_own_way_alone():
+    code = (
+        "from tinygrad_edu.kernels.gemm import entries, matmul; import numpy as np\n"
+        "x = np.ones((200, 200), np.float32); matmul(x, x)\n"
+        "ways = entries.matmul_blocked, entries.matmul_direct, entries.matmul_thin\n"
+        "assert [list(way.compiled) for way in ways] == [['f'], [], []]"
+    )
+    done = run(["-c", code])
+    assert done.returncode == 0, done.stderr
+
+
 def test_unwritable_cache(tmp_path):
     """Every candidate folder is unusable (a file stands in its place): kernels work, uncached."""
     blocked = tmp_path / "file"
