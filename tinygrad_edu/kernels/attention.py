@@ -338,7 +338,8 @@ def run(task, heads, lse, more, room: int, options: Options) -> None:
     (b, h, t, d), (s, e), dtype = heads[0].shape, heads[2].shape[2:], lse.dtype
     mask = full_mask(options.mask, (b, h, t, s), dtype)
     room = -(-room // 16) * 16
-    space = empty(room * min(launch.threads(), max(1, b * h)), dtype, "workspace")
+    workers = min(launch.threads(), max(1, b * h))
+    space = empty(room * workers, dtype, "workspace")
     heads, more = ([row_contiguous(x, dtype) for x in arrays] for arrays in (heads, more))
     arrays = [*heads, mask, lse, space, *more]
     strides = []
@@ -348,7 +349,7 @@ def run(task, heads, lse, more, room: int, options: Options) -> None:
     sizes = [h, t, s, d, e, options.is_causal, mask is not None, room]
     sizes += [options.dropout_key, threshold]
     sizes += [0] * (DIMENSIONS - len(sizes)) + strides
-    task(b * h, arrays, sizes, [options.scale, dropped])
+    task(b * h, arrays, sizes, [options.scale, dropped], workers)
 
 
 def full_mask(mask, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:

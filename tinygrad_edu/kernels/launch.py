@@ -219,15 +219,16 @@ class Task:
         arrays: Sequence[np.ndarray | None],
         sizes: Sequence[int] = (),
         numbers: Sequence[float] = (),
-        small: bool = False,
+        workers: int | None = None,
     ) -> None:
         """Does pieces 0 .. count - 1. The first array's dtype decides; None is a null pointer.
 
         The task sees no shapes or strides: callers pass contiguous arrays, or strides as sizes.
+        Callers with workspace for each thread say how many `workers` that is for.
         """
-        self.each([(count, arrays, sizes, numbers)], small)
+        self.each([(count, arrays, sizes, numbers)], workers)
 
-    def each(self, calls: Sequence[tuple], small: bool = False) -> None:
+    def each(self, calls: Sequence[tuple], workers: int | None = None) -> None:
         """Several calls that do not need each other, with one launch.
 
         All have as many arrays, sizes and numbers, and the first arrays one dtype.
@@ -245,7 +246,7 @@ class Task:
             how = layout(len(held), len(sizes), len(numbers))
             how.pack_into(memory, place, *held, *sizes, *numbers, count)
             pieces, place = pieces + count, place + BLOCK
-        workers = 1 if small else min(_threads, pieces)
+        workers = min(pieces, _threads if workers is None else workers)
         start(address, blocks.address, len(calls), BLOCK, len(held), workers)
 
     def compile(self, dtype: str) -> tuple:

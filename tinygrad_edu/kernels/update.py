@@ -146,7 +146,7 @@ def _call(arrays: Sequence[np.ndarray], flags: Sequence[int] = (), numbers: Sequ
 
 
 def _each(task: Task, calls: list[tuple]) -> None:
-    task.each(calls, small=sum(sizes[0] for _, _, sizes, _ in calls) < SMALL)
+    task.each(calls, 1 if sum(sizes[0] for _, _, sizes, _ in calls) < SMALL else None)
 
 
 @task

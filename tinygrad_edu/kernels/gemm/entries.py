@@ -12,9 +12,10 @@ from .blocked import blocked, finish
 from .microkernel import itemsize, step
 from .unpacked import direct, few_rows
 
-# Where sizes[...] keep what: five array objects, what to do, the cuts (height and width of a piece,
-# then as `blocked` reads them), and the elements of workspace that a thread has for A and for B.
-A, B, C, BIAS, EXTRA, TODO, ADD, CUTS, A_ROOM, B_ROOM = 0, 1, 2, 3, 4, 5, 6, 7, 13, 14
+# Where sizes[...] keep what: five array objects, what `finish` is to do, whether to add to C, the
+# cuts (height and width of a piece, then as `blocked` reads them), and the elements of workspace
+# that a thread has for A and for B.
+A, B, C, BIAS, EXTRA, EPILOGUE, ADD, CUTS, A_ROOM, B_ROOM = 0, 1, 2, 3, 4, 5, 6, 7, 13, 14
 
 
 @njit(error_model="numpy")
@@ -69,7 +70,7 @@ def matmul_blocked(arrays, sizes, numbers, piece, slot):
     a, b, c, bias, extra, shape = piece_of(sizes, piece, arrays[0])
     a_room, b_room = rooms(sizes, slot, arrays[0])
     blocked(
-        *a, *b, c[0], c[1], *bias, *extra, sizes[TODO], sizes[ADD] != 0, *shape,
+        *a, *b, c[0], c[1], *bias, *extra, sizes[EPILOGUE], sizes[ADD] != 0, *shape,
         step(sizes, 8 * CUTS), a_room, b_room,
     )  # fmt: skip
 
@@ -79,8 +80,8 @@ def matmul_direct(arrays, sizes, numbers, piece, slot):
     a, b, c, bias, extra, shape = piece_of(sizes, piece, arrays[0])
     _, room = rooms(sizes, slot, arrays[0])
     direct(*a, *b, c[0], c[1], *shape, sizes[CUTS + 2], sizes[ADD] != 0, room)
-    if sizes[TODO]:
-        finish(c[0], c[1], *bias, *extra, sizes[TODO], *shape)
+    if sizes[EPILOGUE]:
+        finish(c[0], c[1], *bias, *extra, sizes[EPILOGUE], *shape)
 
 
 @task
@@ -88,12 +89,12 @@ def matmul_thin(arrays, sizes, numbers, piece, slot):
     a, b, c, bias, extra, (m, n) = piece_of(sizes, piece, arrays[0])
     (_, room), size = rooms(sizes, slot, arrays[0]), itemsize(arrays[0])
     few_rows(*a, *b, *c, m, n, sizes[CUTS + 2], sizes[ADD] != 0, room)
-    if sizes[TODO] and c[2] == size:
-        finish(c[0], c[1], *bias, *extra, sizes[TODO], m, n)
-    elif sizes[TODO]:
+    if sizes[EPILOGUE] and c[2] == size:
+        finish(c[0], c[1], *bias, *extra, sizes[EPILOGUE], m, n)
+    elif sizes[EPILOGUE]:
         for j in range(n):  # column by column, each an (m, 1) matrix
             terms, more = step(bias[0], j * bias[2]), step(extra[0], j * size)
             finish(
                 step(c[0], j * c[2]), c[1], terms, bias[1], bias[2], more, extra[1],
-                sizes[TODO], m, 1,
+                sizes[EPILOGUE], m, 1,
             )  # fmt: skip

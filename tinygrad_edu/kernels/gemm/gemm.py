@@ -336,7 +336,7 @@ def _launch(a, b, out, bias, add, way, extra, todo, workers):
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
     extra = out if extra is None else extra
     operands = id(a), id(b), id(out), id(bias), id(extra)
-    way.each([(pieces, (room,), (*operands, todo, add, *numbers), ())], workers == 1)
+    way.each([(pieces, (room,), (*operands, todo, add, *numbers), ())], workers)
 
 
 def _view(x, shape):
