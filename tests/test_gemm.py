@@ -356,6 +356,12 @@ def run(code, **environment):
     )
 
 
+def succeed(code, **environment):
+    done = run(code, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @given(
     m=st.sampled_from([0, 1, 5, 12, 64, 97]),
     k=st.sampled_from([0, 1, 33, 500]),
@@ -403,8 +409,7 @@ def test_import_compiles_nothing():
         "    import tinygrad_edu.kernels.gemm.entries\n"
         "assert not compiled.buffer, compiled.buffer"
     )
-    done = run(["-c", code])
-    assert done.returncode == 0, done.stderr
+    succeed(["-c", code])
 
 
 def test_a_product_compiles_its_own_way_alone():
@@ -414,8 +419,7 @@ def test_a_product_compiles_its_own_way_alone():
         "ways = entries.matmul_blocked, entries.matmul_direct, entries.matmul_thin\n"
         "assert [list(way.compiled) for way in ways] == [['f'], [], []]"
     )
-    done = run(["-c", code])
-    assert done.returncode == 0, done.stderr
+    succeed(["-c", code])
 
 
 def test_unwritable_cache(tmp_path):
@@ -431,8 +435,7 @@ def test_unwritable_cache(tmp_path):
         f"jit.Path = lambda path: Path({str(blocked)!r})\n"
         "assert jit.cache_folder() is None; assert (matmul(x, x) == 3).all()"
     )
-    done = run(["-c", code], XDG_CACHE_HOME=str(blocked))
-    assert done.returncode == 0, done.stderr
+    succeed(["-c", code], XDG_CACHE_HOME=str(blocked))
 
 
 @pytest.mark.parametrize("kernel", ["gemm.matmul(x, x)", "elementwise.gelu(x, True)"])
@@ -449,7 +452,7 @@ def test_cache_is_reused(tmp_path):
     code += "x = np.ones((200, 200), np.float32); assert (matmul(x, x) == 200).all()"
     seen = []
     for _ in range(2):
-        assert run(["-c", code], NUMBA_CACHE_DIR=str(tmp_path)).returncode == 0
+        succeed(["-c", code], NUMBA_CACHE_DIR=str(tmp_path))
         seen.append({f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()})
     assert seen[0] and seen[0] == seen[1]  # the second process compiled, and wrote, nothing
 
@@ -462,9 +465,7 @@ def test_an_edit_after_the_import_does_not_put_old_code_into_the_cache_of_the_ne
     edit = "with open(jit.HERE / 'philox.py', 'a') as source: source.write('# edited')\n"
     found = []
     for code in (begin + end, begin + edit + end, begin + end):
-        done = run(["-P", "-c", code], PYTHONPATH=str(tmp_path), NUMBA_CACHE_DIR="")
-        assert done.returncode == 0, done.stderr
-        found.append(done.stdout)
+        found.append(succeed(["-P", "-c", code], PYTHONPATH=str(tmp_path), NUMBA_CACHE_DIR=""))
     assert found[0] == found[1] != found[2]
 
 
@@ -485,8 +486,7 @@ def test_each_element_type_has_an_index_of_its_own_and_a_damaged_one_is_passed_o
     would run the other's machine code, now and for good. A power cut may leave empty files."""
     (tmp_path / "script.py").write_text(TASK)
     for _ in range(2):
-        done = run([str(tmp_path / "script.py")], NUMBA_CACHE_DIR=str(tmp_path))
-        assert done.returncode == 0, done.stderr
+        succeed([str(tmp_path / "script.py")], NUMBA_CACHE_DIR=str(tmp_path))
         assert len(list(tmp_path.rglob("*nothing*.1.nbc"))) == 2
         assert not list(tmp_path.rglob("*.2.nbc"))
         for file in tmp_path.rglob("*.nbi"):

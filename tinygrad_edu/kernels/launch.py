@@ -1,4 +1,4 @@
-"""Running a compiled kernel on all threads: one way for every kernel.
+"""Running a compiled kernel on all threads.
 
 A kernel's work is cut into pieces, numbered from 0. The cuts depend on shapes alone, and whoever
 takes a piece does all of it, so the bits of a result do not depend on the number of threads. Each
@@ -22,8 +22,9 @@ Calls that do not need each other share one launch: `double.each([(pieces, [x, y
 
 A task is compiled once per element type (float32, float64), when it is first called. Its arguments
 travel in one block of memory, which is why every task has the same signature and one launcher, with
-the only parallel loop, serves them all: compiling takes a few tenths of a second per task instead
-of seconds. `arrays` are pointers to the element type; `seen_as` changes the type.
+one parallel loop, serves them all: most compile in a few tenths of a second instead of seconds.
+(The shortest products have a launcher of their own, `gemm.short`, as the way there counts.)
+`arrays` are pointers to the element type; `seen_as` changes the type.
 """
 
 import functools

@@ -223,7 +223,7 @@ def _vectors(a, b, out, bias, accumulate):
     return out[()] if shape == () else out
 
 
-def _space(name, count, dtype):
+def _space(count, dtype):
     """At least `count` elements of workspace, with whatever is left over in them.
 
     It is kept from call to call, unless it is large, or not small and somebody counts memory.
@@ -232,9 +232,9 @@ def _space(name, count, dtype):
     if nbytes > COUNTED_BYTES and (nbytes > KEPT_BYTES or is_counted()):
         return empty((count,), dtype, "workspace")
     spaces = _local.__dict__
-    space = spaces.get((name, dtype.char))
+    space = spaces.get(dtype.char)
     if space is None or space.size < count:
-        space = spaces[name, dtype.char] = _aligned(count, dtype)
+        space = spaces[dtype.char] = _aligned(count, dtype)
     return space
 
 
@@ -332,7 +332,7 @@ def _launch(a, b, out, bias, add, way, extra, todo, workers):
     (m, k), n, dtype = a.shape[-2:], b.shape[-1], a.dtype
     count = out.size // (m * n)
     pieces, room, numbers = _plan(way, m, n, k, dtype.itemsize, workers, count)
-    room = _space("room", room, dtype)
+    room = _space(room, dtype)
     bias, todo = (out, todo) if bias is None else (bias, todo + BIAS)
     extra = out if extra is None else extra
     operands = id(a), id(b), id(out), id(bias), id(extra)
