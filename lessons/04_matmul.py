@@ -507,8 +507,8 @@ say(
 #
 # The package's own product, `gemm`, is all of this once more, done properly: `A` and `B` are both
 # packed in the order in which the tile reads them (your exercise), blocks are cut to fit each
-# level of the caches, cores take the next tile when they have finished one, and the tile is
-# printed to fit the registers.
+# level of the caches, each core makes one part of `C`, and the tile is printed to fit the
+# registers.
 
 # %%
 say(
@@ -633,7 +633,7 @@ show(
 # - `tinygrad_edu/kernels/ladder.py`: these rungs, with the reasons beside them;
 #   `python -m tinygrad_edu.kernels.ladder` times them.
 # - `tinygrad_edu/kernels/gemm/microkernel.py`, function `tile`: the inner loop, printed.
-# - `tinygrad_edu/kernels/gemm/blocked.py`, function `blocked`: tasks, blocks and threads.
+# - `tinygrad_edu/kernels/gemm/blocked.py`, function `blocked`: blocks that fit the caches.
 # - `tinygrad_edu/kernels/gemm/gemm.py`, function `matmul`: small, thin and batched products.
 #
 # ## Exercise

@@ -14,7 +14,7 @@ times before it is dropped. Each rung is about that, down to the last one.
 
 Every rung is plain Python and runs as it is, slowly; `compiled(name)` gives its Numba version.
 `python -m tinygrad_edu.kernels.ladder [N]` times them. `gemm` is the last rung with the size of the
-tile fitted to the CPU's registers, vectors written out, any strides, and dynamic scheduling.
+tile fitted to the CPU's registers, vectors written out, and any strides.
 """
 
 import functools
@@ -164,7 +164,7 @@ def vectorised(a, b, c):
 
 
 def threaded(a, b, c):
-    """Bands of rows of C, one after another, to whichever core is free.
+    """Bands of rows of C, as many of them for each core as for any other.
 
     Nobody else writes a band, and each sum is added up by one thread in one order: the bits of the
     result are the same for any number of threads.
