@@ -56,7 +56,7 @@ def rows_of_weight(op: str, shapes: tuple) -> int:
 
 # Bytes moved by what is not a product, as multiples of the op's largest input: (forward, backward).
 PASSES = {"LayerNorm": (2, 3), "Gelu": (2, 3), "Add": (3, 0), "Split": (0, 2), "Dropout": (2, 2)}
-VIEWS = ("Reshape", "Permute", "Transpose", "SplitHeads", "MergeHeads", "Checkpoint")
+VIEWS = ("Reshape", "Permute", "SplitHeads", "MergeHeads", "Checkpoint")
 PASSES |= dict.fromkeys(VIEWS, (0, 0))
 ELSE = (2, 3)
 

@@ -33,7 +33,7 @@ UPDATE = "update"  # stands in the recording where weights change: nothing is fe
 class Unit:
     """Some consecutive bytes of a parameter's weight, and the copy of them on the chip, if any."""
 
-    __slots__ = ("blob", "block", "fresh", "job", "key", "last_use", "nbytes", "offset", "pins")
+    __slots__ = ("blob", "block", "job", "key", "last_use", "nbytes", "offset", "pins")
 
     def __init__(self, key: Hashable, blob: Blob, offset: int, nbytes: int) -> None:
         self.key, self.blob, self.offset, self.nbytes = key, blob, offset, nbytes

@@ -5,8 +5,8 @@
 
 `ctx` carries what backward needs from one to the other: `save_for_backward(*arrays)` and
 `saved_tensors`, `needs_input_grad` (one bool per positional argument), `input_shapes`, and any
-attribute an op likes to set. Ops know nothing of Tensors; the engine broadcasts, sums gradients
-back over broadcast axes, casts dtypes and checks what comes out.
+attribute an op likes to set. Ops know nothing of Tensors. Their inputs broadcast as in NumPy; the
+engine sums gradients back over broadcast axes, casts dtypes and checks what comes out.
 """
 
 from .elementwise import (
