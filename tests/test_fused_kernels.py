@@ -60,16 +60,11 @@ def test_gelu(n, c, dtype, layout, tanh):
 
 
 @several
-@given(SIZES, FEW_SIZES, DTYPES, LAYOUTS, st.sampled_from([0.1, 0.5, 1.0]), st.booleans())
-def test_dropout(n, c, dtype, layout, p, with_residual):
+@given(SIZES, FEW_SIZES, DTYPES, LAYOUTS, st.sampled_from([0.1, 0.5, 1.0]))
+def test_dropout(n, c, dtype, layout, p):
     x, key = values(dtype, n, c, layout=layout), 2**40 + 17
-    residual = values(dtype, n, c, seed=1) if with_residual else None
     slow = naive.dropout(x, p, key) if p < 1 else np.zeros(x.shape)
-    close(
-        elementwise.dropout(x, p, key, residual),
-        slow + (0 if residual is None else residual),
-        dtype,
-    )
+    close(elementwise.dropout(x, p, key), slow, dtype)
 
 
 @several

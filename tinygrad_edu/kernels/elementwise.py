@@ -220,9 +220,9 @@ WORDS = 64  # consecutive elements that take the same word of four of consecutiv
 
 @task
 def dropout_task(arrays, sizes, numbers, piece, slot):
-    """y = x * mask / (1 - p) (+ residual). Element 256 c + 64 w + l: word w of counter 64 c + l."""
+    """y = x * mask / (1 - p). Element 256 c + 64 w + l: word w of counter 64 c + l."""
     n, step = sizes[0], sizes[1]
-    key, threshold, has_residual = U64(sizes[2]), U32(sizes[3]), sizes[4]
+    key, threshold = U64(sizes[2]), U32(sizes[3])
     first, last = piece * step, min(n, (piece + 1) * step)
     x, y = span(arrays[0], first, last), span(arrays[1], first, last)
     kind = x.dtype.type
@@ -239,13 +239,8 @@ def dropout_task(arrays, sizes, numbers, piece, slot):
             factors[3 * WORDS + i] = scale if d >= threshold else zero
         end = min(start + 4 * WORDS, last - first)
         block_x, block_y = x[start:end], y[start:end]
-        if has_residual:
-            more = span(arrays[2], first + start, first + end)
-            for i in range(len(block_x)):
-                block_y[i] = more[i] + block_x[i] * factors[i]
-        else:
-            for i in range(len(block_x)):
-                block_y[i] = block_x[i] * factors[i]
+        for i in range(len(block_x)):
+            block_y[i] = block_x[i] * factors[i]
 
 
 def threshold_and_scale(p: float) -> tuple[int, float]:
@@ -253,8 +248,8 @@ def threshold_and_scale(p: float) -> tuple[int, float]:
     return min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
 
 
-def dropout(x: np.ndarray, p: float, key: int, residual: np.ndarray | None = None) -> np.ndarray:
-    """Zero with probability `p`, else x / (1 - p); plus `residual` of the same shape.
+def dropout(x: np.ndarray, p: float, key: int) -> np.ndarray:
+    """Zero with probability `p`, else x / (1 - p).
 
     The bits are a function of `key` (below 2^63) and the element's place alone.
     """
@@ -262,8 +257,5 @@ def dropout(x: np.ndarray, p: float, key: int, residual: np.ndarray | None = Non
     out = empty(x.shape, source.dtype)
     threshold, scale = threshold_and_scale(p)
     count, step = pieces(x.size, 1)
-    more = None if residual is None else operand(residual, source.dtype)
-    dropout_task(
-        count, [source, out, more], [x.size, step, key, threshold, more is not None], [scale]
-    )
+    dropout_task(count, [source, out], [x.size, step, key, threshold], [scale])
     return out.astype(x.dtype, copy=False)
