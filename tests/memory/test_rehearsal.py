@@ -516,3 +516,18 @@ def test_ops_take_their_memory_from_the_chip_and_rehearse_without_touching_it(na
             tracemalloc.stop()
     (beside, peak), (_, rehearsed) = computed[Chip], computed[Rehearsal]
     assert beside < 3e6 and peak == rehearsed
+
+
+@pytest.mark.parametrize("place", [Rehearsal, lambda: Chip("10MB")], ids=["rehearsal", "chip"])
+@pytest.mark.parametrize(
+    "use",
+    [lambda x: tg.einsum("ij,ij->ij", x, x), lambda x: x[np.arange(300) % 7]],
+    ids=["einsum", "an index with arrays"],
+)
+def test_what_numpy_computes_is_counted_too(place, use):
+    with place() as chip:
+        x = tg.Tensor(np.ones((300, 300), np.float32), requires_grad=True)
+        y = use(x)
+        assert chip.peak_bytes >= 2 * 300 * 300 * 4
+        y.backward(np.ones(y.shape, np.float32))
+        assert chip.peak_bytes >= 3 * 300 * 300 * 4  # x is here, and its gradient, as y is

@@ -2,10 +2,11 @@
 
 import re
 import string
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..kernels import copy, empty, matmul
+from ..kernels import empty, matmul, switch, zeros
 from ..kernels.blocks import row_units, rows_of
 from ..kernels.normalize import column_sums
 
@@ -107,11 +108,12 @@ class Einsum:
     def forward(ctx, *arrays, terms, result):
         ctx.terms, ctx.result = terms, result
         ctx.save_for_backward(*arrays)
-        return own(np.einsum(f"{','.join(terms)}->{result}", *arrays, optimize=len(arrays) > 1))
+        return contract(terms, arrays, result)
 
     @staticmethod
     def backward(ctx, grad):
         arrays = ctx.saved_tensors
+        size = sizes(ctx.terms, ctx.input_shapes)
         grads = []
         for i, term in enumerate(ctx.terms):
             if not ctx.needs_input_grad[i]:
@@ -121,27 +123,35 @@ class Einsum:
             others = [j for j in range(len(arrays)) if j != i]
             sources = [ctx.result, *(ctx.terms[j] for j in others)]
             known = "".join(c for c in letters if any(c in source for source in sources))
-            part = np.einsum(
-                f"{','.join(sources)}->{known}", grad, *(arrays[j] for j in others), optimize=True
-            )
-            size = dict(zip(term, ctx.input_shapes[i], strict=True))
-            for k in others:  # a size-1 axis may have been broadcast against this operand's
-                for c, n in zip(ctx.terms[k], ctx.input_shapes[k], strict=True):
-                    size[c] = n if size.get(c, 1) == 1 else size[c]
-            have = dict(
-                zip(known, part.shape, strict=True)
-            )  # 1 where another operand was broadcast
+            part = contract(sources, [grad, *(arrays[j] for j in others)], known)
+            have = dict(zip(known, part.shape, strict=True))  # 1 where another was broadcast
             part = part.reshape([have.get(c, 1) for c in letters])
-            out = np.zeros([size[c] for c in term], grad.dtype)
+            out = zeros([size[c] for c in term], grad.dtype)
             diagonal = np.einsum(f"{term}->{letters}", out) if term else out  # 0-d has no views
-            diagonal[...] = part
+            if not switch.off:
+                diagonal[...] = part
             grads.append(out)
         return tuple(grads)
 
 
-def own(array: np.ndarray) -> np.ndarray:
-    """Einsum may answer with a view of its operand (a transpose, a diagonal): then copies it."""
-    return array if array.base is None else copy(array)
+def contract(terms: Sequence[str], arrays: Sequence[np.ndarray], result: str) -> np.ndarray:
+    """np.einsum into memory from `empty`."""
+    size = sizes(terms, [array.shape for array in arrays])
+    out = empty([size[c] for c in result], np.result_type(*arrays))
+    if not switch.off:
+        spelled = f"{','.join(terms)}->{result}"
+        np.einsum(spelled, *arrays, out=out, optimize=len(arrays) > 1)
+    return out
+
+
+def sizes(terms: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """Each letter's length. Where some have length 1 they are broadcast."""
+    size: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        for c, n in zip(term, shape, strict=True):
+            if size.get(c, 1) == 1:
+                size[c] = n
+    return size
 
 
 def parse_einsum(subscripts: str, shapes: list[tuple[int, ...]]) -> tuple[list[str], str]:
