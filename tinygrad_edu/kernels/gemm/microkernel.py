@@ -34,7 +34,7 @@ from numba.extending import intrinsic
 
 from ..allocator import ALIGNMENT
 
-I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+I8, I32, I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 POINTER = I8.as_pointer()
 AHEAD = 32  # steps of k between asking for an element of A or B and using it
 
@@ -202,7 +202,6 @@ def _constant(of):
 
 itemsize = _constant(lambda size: size)
 lanes = _constant(lambda size: CPU.vector_bytes // size)
-tile_columns = _constant(lambda size: CPU.nv * CPU.vector_bytes // size)
 
 
 @intrinsic(prefer_literal=True)
