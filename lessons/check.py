@@ -118,7 +118,8 @@ def same(got: Any, expected: Any, what: str, rtol: float = 1e-6, atol: float = 1
         return
     with np.errstate(invalid="ignore"):
         off = np.abs(numbers - expected)
-        far = ~((off <= atol + rtol * np.abs(expected)) | (numbers == expected))
+        near = np.isfinite(expected) & (off <= atol + rtol * np.abs(expected))
+        far = ~(near | (numbers == expected))
     far &= ~(np.isnan(numbers) & np.isnan(expected))
     if far.any():
         farthest = np.argmax(np.where(far, np.nan_to_num(off, nan=np.inf), -1))

@@ -22,6 +22,8 @@ WRONG = [
      r"has shape \(1, 3\), expected \(3,\): it still has the shape of the result"),
     ("a mask times the gradient", "to_b = np.where(condition, 0, grad)",
      "to_b = grad * ~condition", "0 times infinity is not 0"),
+    ("infinity made a number", "to_a = np.where(condition, grad, 0)",
+     "to_a = np.nan_to_num(grad * condition)", r"is 1\.797\d+e\+308 at \(0,\), expected inf"),
     ("negated integers", "to_b = np.where(condition, 0, grad)",
      "to_b = grad * ~condition.astype(int)", "keep the condition boolean"),
     ("minus", "to_b = np.where(condition, 0, grad)", "to_b = np.where(condition, 0, -grad)",
