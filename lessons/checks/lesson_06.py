@@ -22,6 +22,11 @@ CASES = [  # shape of the scores, first, what they are multiplied by
     ((2, 0, 0), 0, 1),
 ]
 
+ANOTHER = (  # what follows the last step that was written into the scores
+    ": `seen = ...` gives the name to another array, and the scores stay. Write into the view "
+    "(out=, -=, /=, [...] =)"
+)
+
 
 def check(answer: ModuleType) -> str:
     function = given(answer, "masked_softmax", "scores, first")
@@ -56,7 +61,7 @@ def reference(scores: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run(function, scores: np.ndarray, first: int, about: str) -> tuple:
-    """What the answer gives: shares and lse."""
+    """What the answer gives: shares and lse, which are arrays."""
     got = call(function, scores, first, about=about)
     if got is None:
         raise Wrong("`masked_softmax` gives None: is a `return` missing?")
@@ -65,6 +70,9 @@ def run(function, scores: np.ndarray, first: int, about: str) -> tuple:
             f"`masked_softmax` gives {type(got).__name__}, expected the pair (shares, lse): "
             "backward needs both"
         )
+    for what, array in zip(("shares", "lse"), got):
+        if not isinstance(array, np.ndarray):
+            raise Wrong(f"with {about}, {what} are {type(array).__name__}, expected a NumPy array")
     return tuple(got)
 
 
@@ -72,16 +80,16 @@ def try_out(function, scores: np.ndarray, first: int, about: str, rtol: float = 
     before = scores.copy()
     shares, lse = run(function, scores, first, about)
     wanted, wanted_lse = reference(before, first)
-    if (np.shape(lse), np.shape(shares)) == (wanted.shape, wanted_lse.shape):
+    if (lse.shape, shares.shape) == (wanted.shape, wanted_lse.shape):
         raise Wrong(f"with {about}, lse comes before the shares: they are asked for first")
-    if np.shape(shares) == wanted.shape and not close(np.asarray(shares), wanted, rtol):
-        diagnose(np.asarray(shares), wanted, before, first, about)
+    if shares.shape == wanted.shape and not close(shares, wanted, rtol):
+        diagnose(shares, wanted, before, first, about)
     same(shares, wanted, f"with {about}, shares", rtol)
-    if np.shape(lse) == wanted_lse.shape and not close(np.asarray(lse), wanted_lse, rtol):
-        diagnose_lse(np.asarray(lse), wanted_lse, before, first, about)
-    elif np.shape(lse) == (*wanted_lse.shape, 1):
+    if lse.shape == wanted_lse.shape and not close(lse, wanted_lse, rtol):
+        diagnose_lse(lse, wanted_lse, before, first, about)
+    elif lse.shape == (*wanted_lse.shape, 1):
         raise Wrong(
-            f"with {about}, lse has shape {np.shape(lse)}, expected {wanted_lse.shape}: the axis "
+            f"with {about}, lse has shape {lse.shape}, expected {wanted_lse.shape}: the axis "
             "of length 1 that `keepdims` leaves has to go in the end"
         )
     same(lse, wanted_lse, f"with {about}, lse", rtol)
@@ -128,6 +136,7 @@ def diagnose(got: np.ndarray, wanted: np.ndarray, scores: np.ndarray, first: int
     flipped = np.where(sees, -np.inf, scores)
     e = np.exp(scores - scores.max(axis=-1, keepdims=True))
     everything = e / e.sum(axis=-1, keepdims=True)
+    lowered = scores - np.where(sees, scores, -np.inf).max(axis=-1, keepdims=True, initial=-np.inf)
     zeroed = np.exp(np.where(sees, scores, 0))
     columns = np.exp(np.where(sees, scores, -np.inf))
     for wrong, why in (
@@ -155,8 +164,16 @@ def diagnose(got: np.ndarray, wanted: np.ndarray, scores: np.ndarray, first: int
         (scores, "scores come back as they were"),
         (
             np.where(sees, scores, 0),
-            "what is seen comes back as it was: `seen = ...` gives the name to another array, and "
-            "the scores stay. Write into the view (out=, -=, /=, [...] =)",
+            "what is seen comes back as it was" + ANOTHER,
+        ),
+        (
+            np.where(sees, lowered, 0),
+            "what is seen comes back less its row's maximum" + ANOTHER,
+        ),
+        (
+            np.where(sees, np.exp(lowered), 0),
+            "what is seen comes back as exp(score - maximum), not divided by the row's sum"
+            + ANOTHER,
         ),
     ):
         if close(got, wrong):
@@ -207,11 +224,10 @@ def check_dtype(function, rng) -> None:
         scores = rng.normal(size=(2, 5, 7)).astype(dtype)
         shares, lse = run(function, scores.copy(), 2, "a block of two heads")
         for what, array in (("shares", shares), ("lse", lse)):
-            found = getattr(array, "dtype", type(array).__name__)
-            if found != dtype:
+            if array.dtype != dtype:
                 raise Wrong(
-                    f"from {np.dtype(dtype).name} scores, {what} are {found}: a kernel stays in "
-                    "the dtype it was given, and what is made without a dtype is float64"
+                    f"from {np.dtype(dtype).name} scores, {what} are {array.dtype}: a kernel stays "
+                    "in the dtype it was given, and what is made without a dtype is float64"
                 )
         try_out(function, scores, 2, f"{np.dtype(dtype).name} scores, first=2", 1e-5)
 
@@ -226,7 +242,7 @@ def check_place(function, rng) -> None:
     ):
         wanted, _ = reference(scores, 2)
         shares, _ = run(function, scores, 2, what)
-        if not close(np.asarray(shares), wanted):
+        if not close(shares, wanted):
             same(shares, wanted, f"with {what}, shares")
         if not close(scores, wanted):
             raise Wrong(
@@ -251,7 +267,7 @@ def check_large(function, rng) -> None:
         scores = rng.normal(size=(3, 3)) + np.array(gap)[:, None]
         wanted, _ = reference(scores, 2)
         shares, _ = run(function, scores.copy(), 2, "rows of very different size")
-        if not close(np.asarray(shares), wanted):
+        if not close(shares, wanted):
             raise Wrong(
                 "in a block where one row's scores are 2000 larger than another's, a row of small "
                 "ones is lost: each row needs its own maximum, not that of the block"
@@ -266,7 +282,7 @@ def check_large(function, rng) -> None:
     scores[:, -1] = 5000  # not seen by anybody
     wanted, _ = reference(scores, 2)
     shares, _ = run(function, scores.copy(), 2, "a large hidden score")
-    if not close(np.asarray(shares), wanted):
+    if not close(shares, wanted):
         raise Wrong(
             "where a key that is not seen has a score of 5000, the others are lost: take the "
             "maximum over what is seen only"
@@ -279,7 +295,7 @@ def check_infinite(function, rng) -> None:
     try_out(function, scores.copy(), 1, "a key whose scores are all -inf, first=1")
     scores[1, 2, :] = -np.inf
     shares, _ = run(function, scores.copy(), 1, "a row of -inf")
-    if np.isnan(np.asarray(shares)).any():
+    if np.isnan(shares).any():
         raise Wrong(
             "a query all of whose scores are -inf gets NaN, expected zeros: it may see keys by "
             "position, and yet none by its scores"
@@ -291,7 +307,7 @@ def check_not_a_number(function, rng) -> None:
     scores = rng.normal(size=(3, 6))
     scores[:, 4:] = np.nan  # behind the last query
     shares, _ = run(function, scores.copy(), 1, "NaN at keys that nobody sees")
-    if np.isnan(np.asarray(shares)).any():
+    if np.isnan(shares).any():
         raise Wrong(
             "NaN at a key that is not seen has reached the shares: nothing may be computed from "
             "it. NaN + -inf and NaN * 0 are NaN; overwrite it, or do not read it"
@@ -300,7 +316,7 @@ def check_not_a_number(function, rng) -> None:
     scores = rng.normal(size=(3, 6))
     scores[1, 0] = np.nan
     shares, lse = run(function, scores.copy(), 1, "a NaN that is seen")
-    if not np.isnan(np.asarray(shares)[1, :3]).all() or not np.isnan(np.asarray(lse)[1]):
+    if not np.isnan(shares[1, :3]).all() or not np.isnan(lse[1]):
         raise Wrong(
             "a NaN among the scores that a query sees has disappeared: whoever trains would never "
             "learn that something is broken. Deal with -inf, and leave NaN alone"
