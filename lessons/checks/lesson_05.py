@@ -12,7 +12,7 @@ MACHINES = ((1e12, 1e11), (2e11, 2e10), (5e9, 4e10))  # FLOP/s and bytes/s
 SIZES = {
     "linear": [(7, 5, 3), (1, 1024, 4096), (512, 768, 3072), (1, 1, 1), (0, 4, 2)],
     "layer_norm": [(2048, 768), (3, 5), (1, 1), (0, 8)],
-    "adamw": [(1,), (1000,), (124_439_808,), (0,)],
+    "adamw": [(1,), (1000,), (124_439_808,)],
 }
 PARAMETERS = {"linear": "rows, inputs, outputs", "layer_norm": "rows, width", "adamw": "parameters"}
 

@@ -198,6 +198,17 @@ OTHER_STYLES = {  # what the solution has, what stands there
         "np.zeros((panels, depth, width), b.dtype)": """np.empty((panels, depth, width), b.dtype)
     packed[:] = 0""",
     },
+    5: {
+        """
+    nbytes = FLOAT * 7 * parameters  # reads w, g, m and v; writes w, m and v
+    return flops, nbytes, max(flops / peak, nbytes / bandwidth)
+""": """
+    nbytes = FLOAT * 7 * parameters
+    if flops / nbytes < peak / bandwidth:  # left of the ridge
+        return flops, nbytes, nbytes / bandwidth
+    return flops, nbytes, flops / peak
+"""
+    },
     6: {
         """
         top = seen.max(axis=-1, keepdims=True, initial=-np.inf)
