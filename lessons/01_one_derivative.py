@@ -49,9 +49,9 @@ for name, slope in zip(("speed", "minutes", "start"), slopes):
     print(f"d loss / d {name:8} {slope:9.4f}")
 
 # %% [markdown]
-# It works, and it costs one run of the program *per input*. A small GPT, the language model of
-# lesson 7, has a million inputs. There is a way to get all slopes for the price of about two more
-# runs.
+# It works, and it costs one run of the program *per input*. The language model of lesson 7, a small
+# GPT, has more than half a million inputs. There is a way to get all slopes for the price of about
+# two more runs.
 #
 # ## The chain rule, by hand
 #

@@ -53,9 +53,9 @@ for h in (1e-1, 1e-4, 1e-8, 1e-12, 1e-15):
 #   Their difference is off by about $\varepsilon |f|$, and dividing by $h$ makes that
 #   $\varepsilon |f| / h$: more with a smaller $h$.
 #
-# Looking to both sides, $(f(x + h) - f(x - h)) / 2h$, cancels the term with $f''$. What is left of
-# truncation is $h^2 f'''/6$, and rounding is halved, so a larger, safer $h$ will do. The sum of
-# both errors is least where its derivative by $h$ is zero:
+# Looking to both sides, $(f(x + h) - f(x - h)) / 2h$, a *central difference*, cancels the term with
+# $f''$. What is left of truncation is $h^2 f'''/6$, and rounding is halved, so a larger, safer $h$
+# will do. The sum of both errors is least where its derivative by $h$ is zero:
 #
 # - one-sided: $\varepsilon |f| / h + h |f''| / 2$ is least at
 #   $h = \sqrt{2 \varepsilon |f| / |f''|}$;
