@@ -217,6 +217,9 @@ def timed(step: list[Work], passes: int, hardware: Hardware, job: Job) -> Playba
     ops = [w for w in step if w.phase != "update"]
     updates = [w for w in step if w.phase == "update"]
     norm_bytes = 4 * scaling.count_parameters(job.model)
+    if job.resident and hardware.memory_bandwidth is not None and not hardware.shared_cores:
+        # The state is where the weights are. (Measured cores update their own memory as it is.)
+        hardware = hardware.but(optimizer_bandwidth=hardware.memory_bandwidth)
 
     def played(count: int) -> Playback:
         works: list[Work] = ops * count + updates

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from gpt import plan as command
-from gpt import plan_verify, plan_works, planner
+from gpt import plan_verify, plan_works, planner, scaling
 from gpt.config import load_preset
 from gpt.errors import UserError
 from gpt.model import GPTConfig
@@ -74,6 +74,19 @@ def test_a_resident_step_keeps_the_logits_it_need_not_make_again(recompute):
     assert streamed - resident == (0 if recompute else 2 * logits * SMALL.n_embd)
     more = plan_works.need(*given, resident=True).nbytes - plan_works.need(*given).nbytes
     assert more == (0 if recompute else 2 * logits)
+
+
+@pytest.mark.parametrize("name", ["a100", "cs2", "laptop"])
+def test_a_resident_step_updates_in_the_memory_of_the_chip(name):
+    """Not in the one beside it; cores that compute as well update as fast as was measured."""
+    chip = hardware(name).but(overhead=0, transfer_overhead=0)
+    config = GPTConfig(50, 16, 2, 2, 320)
+    found = plan(
+        Job(config, 4, 1e6, "bf16" if "bf16" in chip.peak else "fp32", resident=True), chip
+    )
+    rate = chip.optimizer_bandwidth if chip.shared_cores else chip.memory_bandwidth
+    norm_and_update = (4 + 28) * scaling.count_parameters(config) / rate
+    assert found.playback.busy_ns["update"] == pytest.approx(1e9 * norm_and_update, abs=40)
 
 
 def test_less_memory_means_more_passes_and_then_no_fit():
