@@ -461,8 +461,23 @@ def test_bandwidth_and_latency_are_waited_for(path, where):
         assert time.perf_counter() - start >= nbytes / bandwidth + latency
         start = time.perf_counter()
         loss.backward()
-        assert weight.grad.sum() == 10_000  # there once it has left the chip
-        assert time.perf_counter() - start >= nbytes / bandwidth
+        assert weight.grad.sum() == 10_000  # there once it has left the chip and come through
+        assert time.perf_counter() - start >= nbytes / bandwidth + latency
+
+
+def test_an_update_waits_for_the_last_gradient_to_arrive_and_memory_for_none():
+    latency = 0.5
+    with Chip("100MB", ExternalMemory(latency=latency)) as chip:
+        weights = [nn.Parameter(np.ones(2**18, np.float32)) for _ in range(10)]
+        optimizer = tg.optim.SGD(weights)
+        grad = np.ones(2**18, np.float32)
+        start = time.perf_counter()
+        for weight in weights:
+            weight.grad = grad
+        assert time.perf_counter() - start < latency  # gradients of a megabyte, one by one
+        optimizer.step()
+        assert time.perf_counter() - start >= latency
+        assert chip.timeline.stall_seconds()["drain"] > latency / 2
 
 
 def test_a_slow_link_does_not_hold_up_the_end(path):

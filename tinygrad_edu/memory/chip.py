@@ -81,6 +81,7 @@ class Chip:
         self._dropped: deque[tuple[list[tuple], list[Blob]]] = deque()  # units and blobs
         self._leaving: deque[tuple[Job, Any]] = deque()
         self._leaving_bytes = self._drained = self._updated = 0
+        self._landed_at = 0.0  # when the last gradient has reached the memory, after its latency
         self._stack: ExitStack | None = None
         self._was_open = False
 
@@ -131,6 +132,7 @@ class Chip:
                 self.writer.close()
                 self.residency.close()
                 self._leaving.clear()
+                self._landed_at = 0.0
                 self.budget.close()
             finally:
                 self.external.close(in_order)
@@ -182,8 +184,9 @@ class Chip:
 
         def carry() -> None:
             start = time.perf_counter_ns()
-            self._out.carry(nbytes, move)
+            landed_at = self._out.carry(nbytes, move)
             end = time.perf_counter_ns()
+            self._landed_at = landed_at if nbytes else self._landed_at
             self.timeline.record("drain", storage.name or "", start, end, nbytes)
 
         job = self.writer.submit(carry, f"the gradient of {storage.name or storage.shape}")
@@ -199,10 +202,18 @@ class Chip:
         self._leaving.popleft()  # only now: the writer has read it
         self._leaving_bytes -= 0 if array is None else array.nbytes
 
-    def settle(self) -> None:
-        """Returns when nothing is on its way out any more."""
+    def _land(self) -> None:
+        """Returns when every gradient has arrived; its memory was let go of when it had left."""
         while self._leaving:
             self._collect()
+        if (rest := self._landed_at - time.perf_counter()) > 0:
+            start = time.perf_counter_ns()
+            time.sleep(rest)
+            self.timeline.stall("drain", start, time.perf_counter_ns())
+
+    def settle(self) -> None:
+        """Returns when nothing is on its way out any more."""
+        self._land()
         if self._was_open:
             self.file_updates.settle()
         self._forget()
@@ -210,8 +221,7 @@ class Chip:
     def begin_update(self) -> None:
         """Weights are about to change: gradients have to have arrived."""
         self.check_open()
-        while self._leaving:
-            self._collect()
+        self._land()
         if not self.residency.updating:
             self.updates += 1
             self.residency.saw(UPDATE)
