@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,19 +29,24 @@ VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on the chip at once, what they are by kind, and the phase in which that is."""
+    """Bytes on the chip at once, what they are by kind, and the phase in which that is.
+
+    footprint: of the large blocks that take turns to hold them (see `Budget`), about.
+    """
 
     nbytes: int
     at_peak: dict[str, int]
     phase: str
+    footprint: int = field(compare=False)
 
     def plus(self, kind: str, nbytes: int) -> "Need":
         at_peak = self.at_peak | {kind: self.at_peak.get(kind, 0) + nbytes}
-        return Need(self.nbytes + nbytes, at_peak, self.phase)
+        return Need(self.nbytes + nbytes, at_peak, self.phase, self.footprint + nbytes)
 
     def times(self, factor: float) -> "Need":
         at_peak = {kind: int(nbytes * factor) for kind, nbytes in self.at_peak.items()}
-        return Need(int(self.nbytes * factor), at_peak, self.phase)
+        footprint = int(self.footprint * factor)
+        return Need(int(self.nbytes * factor), at_peak, self.phase, footprint)
 
 
 def unit_for(hardware: Hardware, precision: str) -> int:
@@ -116,7 +121,7 @@ def needed(config: GPTConfig, batch: int, recompute: bool, unit: int) -> Need:
     )
     more = (config.n_layer - 3) * (three.nbytes - two.nbytes)
     at_peak = three.at_peak | {"activations": three.at_peak["activations"] + more}
-    return Need(three.nbytes + more, at_peak, three.phase)
+    return Need(three.nbytes + more, at_peak, three.phase, three.footprint + more)
 
 
 @functools.lru_cache(64)
@@ -128,9 +133,11 @@ def rehearsed(
     if config.n_layer < DEEP:
         return tuple(run(config, batch, recompute, unit, max(whole, room), keeps_logits)[1])
     three = dataclasses.replace(config, n_layer=3)
-    layer = 4 * 13 * config.n_embd**2  # its weights, in float32, and some to fetch ahead
-    spare = max(0, min(layer, room - whole))
-    enough = needed(three, batch, recompute, unit).nbytes + spare
+    small = needed(three, batch, recompute, unit)
+    # Beside the footprint: a layer's weights, in float32, and some to fetch ahead. So those of a
+    # recompute are still there in the backward pass, where that is so on the chip itself.
+    layer = 4 * 13 * config.n_embd**2 + max(0, small.footprint - small.nbytes)
+    enough = small.nbytes + max(0, min(layer, room - whole))
     works = run(three, batch, recompute, unit, enough, keeps_logits)[1]
     return tuple(deepened(works, config.n_layer))
 
@@ -162,7 +169,7 @@ def run(
     finally:
         blocks.UNIT_BYTES = before
     phase = "forward" if chip.peak_bytes == in_forward and room is None else "backward"
-    found = Need(chip.peak_bytes, dict(chip.budget.at_peak), phase)
+    found = Need(chip.peak_bytes, dict(chip.budget.at_peak), phase, chip.budget.footprint)
     return found, list(merged(chip.works[first:]))
 
 

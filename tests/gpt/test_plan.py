@@ -63,6 +63,24 @@ def test_a_deep_model_is_put_together_from_three_of_its_layers(monkeypatch):
     plan_works.rehearsed.cache_clear()
 
 
+@pytest.mark.parametrize(("sequences", "passes"), [(5, 2), (6, 3)])
+def test_a_deep_model_fetches_what_it_recomputes_once_where_the_chip_has_room(
+    monkeypatch, sequences, passes
+):
+    """As the whole model does: 175b on a chip of 40 GB, of which 30 or 36 are needed."""
+    config = load_preset("175b").model(50257)
+
+    def fetched():
+        works = plan_works.step_works(config, sequences, True, "bf16", CS2)
+        return sum(work.fetch for work in works) / (2 * scaling.count_parameters(config))
+
+    assert fetched() == pytest.approx(passes, rel=0.01)
+    plan_works.rehearsed.cache_clear()
+    monkeypatch.setattr(plan_works, "DEEP", 1000)
+    assert fetched() == pytest.approx(passes, rel=0.01)
+    plan_works.rehearsed.cache_clear()
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_resident_step_keeps_the_logits_it_need_not_make_again(recompute):
     logits = 2 * SMALL.block_size * SMALL.vocab_size
