@@ -17,7 +17,7 @@ from tinygrad_edu.memory import parse_size, show_size
 from tinygrad_edu.memory.hardware import Hardware, hardware
 
 from . import config as cli
-from .claims import Claim, Judgement, judge
+from .claims import Claim, Judgement, judge, short
 from .errors import UserError
 from .planner import Job, Plan, plan
 from .scaling import DAY
@@ -165,7 +165,7 @@ def answer(given: Any, plans: list[Plan]) -> int:
 def count(number: float) -> str:
     for unit, name in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
         if number >= unit:
-            return f"{number / unit:.3g}{name}"
+            return f"{amount(number / unit)}{name}"
     return f"{number:,.0f}"
 
 
@@ -178,7 +178,7 @@ def duration(seconds: float) -> str:
     ):
         if seconds >= least:
             return f"{seconds / unit:,.1f} {name}"
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{amount(seconds * 1e3)} ms"
 
 
 def amount(number: float) -> str:
@@ -225,7 +225,7 @@ def rows_of(one: Plan) -> list[tuple[str, str]]:
         ("planned split", split),
         ("tokens per second", f"{one.tokens_per_second:,.0f}"),
         ("MFU", f"{one.mfu:.1%} of {machine.chips} x "
-                f"{machine.peak_of(job.precision) / 1e12:,.4g} TFLOP/s"),
+                f"{short(machine.peak_of(job.precision), 'kMGTPEZ', ' ')}FLOP/s"),
         ("whole run", f"{count(job.tokens)} tokens in {duration(one.days * DAY)}"),
         ("energy", "unknown" if energy is None else f"{amount(energy)} kWh"),
         ("cost", "unknown: give the hardware a price" if cost is None else f"${amount(cost)}"),

@@ -202,6 +202,13 @@ def test_a_small_run_takes_some_time_and_money_and_a_large_step_days(capsys):
     assert {s: command.duration(s) for s in units} == units
 
 
+def test_a_number_with_a_unit_has_no_exponent(capsys):
+    assert command.main(["nanogpt-cpu", "--hardware", "cs3", "--tokens", "999.7e6"]) == 0
+    out = capsys.readouterr().out
+    assert "of 1 x 15.0 PFLOP/s" in out and "1,000 million tokens in" in out
+    assert command.duration(0.9997) == "1,000 ms" and command.count(2e15) == "2,000 trillion"
+
+
 @pytest.mark.parametrize("chips", ["a100x16", "a100 --chips 16", "a100x2 --chips 16"])
 def test_chips_are_counted_once_whoever_says_how_many(capsys, chips):
     assert command.main(["nanogpt-cpu", "--hardware", *chips.split()]) == 0
