@@ -185,15 +185,13 @@ class OneLineParser(argparse.ArgumentParser):
 
     def parse_all(self, argv: list[str]) -> argparse.Namespace:
         known = [s for action in self._actions for s in action.option_strings if s[:2] == "--"]
-        argv = [
-            "--" + dashed(word[2:].split("=")[0]) + word[len(word.split("=")[0]) :]
-            if word.startswith("--")
-            else word
-            for word in argv
+        argv = [  # a text may begin with "--", too
+            word.replace(name, dashed(name), 1) if dashed(name) in known else word
+            for word, name in [(word, word.split("=")[0]) for word in argv]
         ]
         values, rest = self.parse_known_args(argv)
         if rest:
-            word = rest[0].split("=")[0]
+            word = dashed(rest[0].split("=")[0])
             raise UserError(f"unknown argument {rest[0]!r}{nearest(word, known)}")
         return values
 

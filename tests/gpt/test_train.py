@@ -444,6 +444,14 @@ def test_samples_follow_prompt_and_seed(text, tmp_path, capsys):
     assert all(out.startswith("abc") and len(out) == 44 for out in drawn)
 
 
+def test_a_prompt_that_begins_with_dashes_keeps_its_underscores(text, tmp_path, capsys):
+    run, prompt = tmp_path / "run", "-- my_value is x_y=3"
+    train("--data", text, "--out", run, "--steps=1", "--tokenizer=byte")
+    capsys.readouterr()
+    assert sample_command.main([str(run), "--prompt", prompt, "--tokens=0", "--top_k=5"]) == 0
+    assert capsys.readouterr().out == prompt + "\n"
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
