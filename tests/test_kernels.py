@@ -104,6 +104,15 @@ def test_exact_gelu_far_out():
     assert np.isnan(elementwise.gelu(np.array([np.nan]), False)).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("tanh", [False, True])
+def test_the_slope_of_gelu_where_the_square_of_x_overflows(dtype, tanh):
+    huge = np.array([-1, 1]) * np.finfo(dtype).max ** np.array([[0.3], [0.6], [0.9], [1.0]])
+    x, ones = huge.astype(dtype), np.ones(huge.shape, dtype)
+    assert np.array_equal(elementwise.gelu(x, tanh), np.maximum(x, 0))
+    assert np.array_equal(elementwise.gelu_backward(x, ones, tanh), x > 0)
+
+
 def mask(p, key, shape):
     return elementwise.dropout(np.ones(shape, np.float32), p, key)
 

@@ -119,7 +119,8 @@ def gelu_backward_task(arrays, sizes, numbers, piece, slot):
         for i in range(len(x)):
             v = x[i]
             s = logistic_of_gelu(v)
-            slope = kind(TWICE) * (kind(1) + kind(3 * CUBIC) * (v * v))
+            square = min(v * v, kind(1e6))  # s is 0 or 1 by then; 0 * inf is NaN
+            slope = kind(TWICE) * (kind(1) + kind(3 * CUBIC) * square)
             dx[i] = grad[i] * (s + v * s * (kind(1) - s) * slope)
     else:
         cdf, work = np.empty(SIDE_BY_SIDE), np.empty((3, SIDE_BY_SIDE))
