@@ -24,6 +24,7 @@ from tinygrad_edu.kernels import (
     naive,
     normalize,
     update,
+    vector_math,
 )
 
 # empty, single, primes, and one less and more than lanes, tiles and blocks
@@ -298,6 +299,18 @@ def test_exp(dtype):
     nonzero = x != 0
     got = elementwise.gelu(x, True)[nonzero] / x[nonzero]
     assert np.abs(got / exact[nonzero] - 1).max() < 24 * np.finfo(dtype).eps
+
+
+def test_exp_up_to_the_largest_result():
+    """Below the first number whose power is infinite in this dtype, none is."""
+    for dtype, exp in ((np.float32, vector_math.exp32), (np.float64, vector_math.exp64)):
+        x = dtype(np.log(np.longdouble(np.finfo(dtype).max)))
+        with np.errstate(over="ignore"):
+            numbers = [x - i * np.spacing(x) for i in range(-2, 20)]
+            exact = np.exp(np.array(numbers, np.longdouble)).astype(dtype)
+        got = np.array([exp(number) for number in numbers])
+        assert np.isinf(got[0]) and np.array_equal(np.isinf(got), np.isinf(exact))
+        np.testing.assert_allclose(got, exact, rtol=2 * np.finfo(dtype).eps)
 
 
 THREADS = """

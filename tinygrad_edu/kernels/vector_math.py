@@ -51,7 +51,7 @@ def exp32(x):
     p = p * r + F(1.0)
     p = p * r + F(1.0)
     y = p * half_power(shifted) * F(2.0)
-    y = F(np.inf) if x > F(88.7228) else y
+    y = F(np.inf) if x > F(88.72283) else y
     return F(0.0) if x < F(-86.0) else y
 
 
