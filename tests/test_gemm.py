@@ -481,13 +481,14 @@ for dtype in "fd":
 """
 
 
-def test_each_element_type_has_an_index_of_its_own_and_a_damaged_one_is_passed_over(tmp_path):
+def test_each_element_type_and_cpu_has_an_index_and_a_damaged_one_is_passed_over(tmp_path):
     """Two processes that add to one at the same time may number two kernels alike: then either
     would run the other's machine code, now and for good. A power cut may leave empty files."""
     (tmp_path / "script.py").write_text(TASK)
     for _ in range(2):
-        succeed([str(tmp_path / "script.py")], NUMBA_CACHE_DIR=str(tmp_path))
-        assert len(list(tmp_path.rglob("*nothing*.1.nbc"))) == 2
+        for cpu in ({}, {"NUMBA_CPU_NAME": "generic"}):
+            succeed([str(tmp_path / "script.py")], NUMBA_CACHE_DIR=str(tmp_path), **cpu)
+        assert len(list(tmp_path.rglob("*nothing*.1.nbc"))) == 4
         assert not list(tmp_path.rglob("*.2.nbc"))
         for file in tmp_path.rglob("*.nbi"):
             file.write_bytes(b"")

@@ -2,10 +2,11 @@
 
 Numba can cache compiled functions, but it looks for changes only in the file of the function
 itself, while a kernel here is built from pieces in several files. So the cache folder is named by
-a hash of every kernel source as it was imported: edit any of them and an empty folder is used.
-Numba's own key inside it adds the CPU's name and features, and each element type has a folder of
-its own, as two processes that add to one index at the same time may give two files one name. A
-folder that cannot be written is passed over; when none can, kernels are compiled in every process.
+a hash of every kernel source as it was imported: edit any of them and an empty folder is used. The
+hash is of the CPU's name and features, too, and each element type has a folder of its own, as two
+processes, here or on another machine, that add to one index at the same time may give two files one
+name. A folder that cannot be written is passed over; when none can, kernels are compiled in every
+process.
 
 The pieces of a kernel are linked by name when it is read back: the function's, the types of its
 arguments, and a number that counts what its process had compiled before. Two functions made by one
@@ -47,8 +48,11 @@ SOURCES = sources_hash()  # now: what this process compiles later is what it imp
 def cache_folder():
     """A folder we may write to: in NUMBA_CACHE_DIR, beside the sources, the user's; or None."""
     import numba
+    from numba.core.registry import cpu_target
 
-    name = f"kernels-{numba.__version__}-{SOURCES}"
+    cpu = cpu_target.target_context.codegen().magic_tuple()  # its name and features
+    name = hashlib.sha256(f"{SOURCES} {cpu}".encode()).hexdigest()[:16]
+    name = f"kernels-{numba.__version__}-{name}"
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for base in (numba.config.CACHE_DIR, HERE / "__pycache__", user):
         if not base:
