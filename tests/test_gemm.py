@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygrad_edu import Tensor, kernels
-from tinygrad_edu.kernels import allocator, elementwise, launch
+from tinygrad_edu.kernels import allocator, elementwise, jit, launch
 from tinygrad_edu.kernels.gemm import matmul
 from tinygrad_edu.kernels.gemm.microkernel import CPU
 
@@ -492,6 +492,28 @@ def test_each_element_type_and_cpu_has_an_index_and_a_damaged_one_is_passed_over
         assert not list(tmp_path.rglob("*.2.nbc"))
         for file in tmp_path.rglob("*.nbi"):
             file.write_bytes(b"")
+
+
+def test_a_thread_that_compiles_waits_for_one_that_does():
+    """Meanwhile Numba's folder is that of the other's kernel; afterwards, what it was before."""
+    before, found, entered, left = numba.config.CACHE_DIR, [], threading.Event(), threading.Event()
+
+    def second(cache):
+        entered.set()
+        left.wait(60)
+        return lambda function: found.append(numba.config.CACHE_DIR)
+
+    def first(cache):
+        other.start()
+        entered.wait(0.5)
+        return lambda function: None
+
+    other = threading.Thread(target=jit.cached, args=(second, None, "d"))
+    jit.cached(first, None, "f")
+    left.set()
+    other.join()
+    assert found == [os.path.join(jit.cache_folder(), "float64")]
+    assert numba.config.CACHE_DIR == before
 
 
 AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt"

@@ -70,16 +70,18 @@ def cache_folder():
 def cached(decorator, function, dtype, **options):
     """decorator(cache=True, **options)(function), with the machine code in `cache_folder`."""
     import numba
+    from numba.core.compiler_lock import global_compiler_lock
 
     folder = cache_folder()
     if folder is None:
         return decorator(**options)(function)
     folder = os.path.join(folder, NAMES[dtype])
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, folder
-    try:  # the folder is read while the decorator runs, and never after
-        return decorator(cache=True, **options)(function)
-    finally:
-        numba.config.CACHE_DIR = before
+    with global_compiler_lock:  # other threads may be compiling, too
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, folder
+        try:  # the folder is read while the decorator runs, and never after
+            return decorator(cache=True, **options)(function)
+        finally:
+            numba.config.CACHE_DIR = before
 
 
 def start_threads():
