@@ -58,6 +58,24 @@ def test_powers_of_zero_by_their_exponent():
     np.testing.assert_array_equal(b.grad, [0, 0, -np.inf, np.inf])
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [
+        tg.Tensor.relu,
+        lambda x: x.clip(0),
+        lambda x: -(-x).clip(None, 0),
+        lambda x: tg.maximum(x, 0.0),
+        lambda x: -tg.minimum(0.0, -x),
+    ],
+    ids=["relu", "clip", "clip from above", "maximum", "minimum"],
+)
+def test_what_was_cut_off_takes_no_part_of_an_infinite_gradient(cut):
+    x = tg.Tensor([-1.0, 4.0, -3.0], requires_grad=True)
+    with np.errstate(divide="ignore"):
+        cut(x).sqrt().sum().backward()  # the root of 0 has an infinite slope
+    assert x.grad.tolist() == [0, 0.25, 0]
+
+
 @pytest.mark.parametrize("name", ["max", "min"])
 def test_the_gradient_of_an_extreme_that_is_nan_is_nan(name):
     x = tg.Tensor([[1.0, np.nan, 3.0], [1.0, 2.0, 3.0]], requires_grad=True)
