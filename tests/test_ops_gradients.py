@@ -490,7 +490,7 @@ def test_padding_row_of_an_embedding_gets_no_gradient():
 
 NO_GRADIENT = set(
     "__init__ __setitem__ __index__ __format__ __len__ __bool__ __float__ __int__ __array__ "
-    "__repr__ __hash__ __eq__ __iadd__ __isub__ __imul__ __itruediv__ "
+    "__array_function__ __repr__ __hash__ __eq__ __iadd__ __isub__ __imul__ __itruediv__ "
     "__ne__ __lt__ __le__ __gt__ __ge__ data grad requires_grad shape ndim size dtype numpy item "
     "tolist detach zero_grad backward argmax".split()
 )

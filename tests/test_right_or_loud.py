@@ -38,6 +38,25 @@ def test_a_list_of_tensors_that_need_gradients_is_refused():
         tg.Tensor([1.0, 1.0]) * [w, w]
 
 
+def test_functions_of_numpy_end_no_graph_unnoticed():
+    x, y = (tg.Tensor([[1.0, 2.0]], requires_grad=True) for _ in range(2))
+    for lose, instead in (
+        (lambda: np.concatenate([x, y]), "tg.concatenate"),
+        (lambda: np.stack([x.data, y]), "tg.stack"),
+        (lambda: np.where([True, False], 0.0, x), "tg.where"),
+        (lambda: np.einsum("ij,ij->", x, y), "tg.einsum"),
+        (lambda: np.dot(x.data, y.T), "@"),
+        (lambda: np.reshape(x, (2, 1)), "Tensor's .reshape"),
+        (lambda: np.mean(x, axis=0), "Tensor's .mean"),
+    ):
+        with pytest.raises(TypeError, match=instead):
+            lose()
+        with tg.no_grad():  # where no graph is made, none ends
+            assert "mean" in instead or isinstance(lose(), np.ndarray | np.generic)
+    assert np.concatenate([x.detach(), y.data]).shape == (2, 2)
+    assert np.allclose(x, y) and np.shape(x) == (1, 2) and not np.zeros_like(x).any()
+
+
 def test_weights_and_scales_that_get_no_gradient_are_refused():
     one = tg.Tensor(np.ones(3), requires_grad=True)
     with pytest.raises(ValueError, match="weight gets no gradient"):

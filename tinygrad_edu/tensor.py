@@ -126,6 +126,14 @@ def as_numbers(data: Any, dtype: Any) -> np.ndarray:
     return array.astype(dtype, copy=False)
 
 
+GRAPH_KEEPING = {  # what NumPy users type, and what keeps the gradients of Tensors
+    **{name: f"tg.{name}" for name in ("concatenate", "stack", "where", "einsum")},
+    **{name: f"the Tensor's .{name}" for name in ("reshape", "transpose", "clip", "split")},
+    **{name: f"the Tensor's .{name}" for name in ("sum", "mean", "var", "max", "min")},
+    **{"dot": "@", "vstack": "tg.concatenate", "hstack": "tg.concatenate"},
+}
+
+
 def holds_gradients(data: Any) -> bool:
     """Whether a Tensor that needs a gradient sits in a (nested) list or tuple."""
     if isinstance(data, (list, tuple)):
@@ -411,6 +419,14 @@ class Tensor:
         if copy is False:
             raise ValueError("an array made from a Tensor is a copy: use .data to look inside")
         return np.array(self.data, dtype=dtype)
+
+    def __array_function__(self, function: Any, types: Any, args: tuple, kwargs: dict) -> Any:
+        """NumPy's functions see arrays: those that would end a graph unnoticed name the way out."""
+        name = function.__name__
+        instead = GRAPH_KEEPING.get(name)
+        if instead and tape.state.grad_enabled and holds_gradients((args, *kwargs.values())):
+            raise TypeError(f"np.{name} makes an array, without gradients: use {instead} instead")
+        return function._implementation(*args, **kwargs)
 
     def __repr__(self) -> str:
         values = np.array2string(self.data, precision=4, threshold=100, prefix="Tensor(")
