@@ -1,9 +1,9 @@
 """Matrix products of a GPT against NumPy's BLAS and against the FMA peak.
 
 Peers: our kernels, `numpy.matmul` in the environment as it is, and the same OpenBLAS told to use
-its widest vectors. Every repeat multiplies operands that were just drawn, as training does; and as
-between the ops of a step, the threads are awake: while numbers are drawn for some milliseconds a
-waiting thread goes to sleep, and to wake it may take as long as a product of half a millisecond.
+its widest vectors. Every repeat multiplies operands of its own, as training does, and as in the
+middle of a step all threads are awake: one that has slept for some milliseconds may be woken on the
+core of the one that calls it, and stay there as long as several short products take.
 """
 
 import math
@@ -27,7 +27,7 @@ SHAPES = (  # (M, N, K) of the presets' products, and an odd one
 SMALL = ((64, 64, 64), (1, 768, 768), (1, 3072, 768), (1, 50257, 768))
 LAYOUTS = ("NN", "NT", "TN")
 OURS, INSTALLED, BEST = "ours", "numpy", "numpy, best core"
-WAKING = (256, 256, 256)  # a product on all threads, right before those that are timed
+WAKING = 0.1  # seconds of products before those that are timed
 SHORT = 1e-3  # seconds; shorter products are repeated, as often as takes this long at 50 GF/s
 
 
@@ -49,17 +49,17 @@ def times(backend: str, threads: int, shape: list[int], layout: str, repeats: in
     m, n, k = shape
     out = np.empty((m, n), np.float32)
     product = np.matmul if backend == "numpy" else matmul
-    warm_a, warm_b = operands(*WAKING, "NN", rng)
-    warm_out = np.empty(WAKING[:2], np.float32)
     count = min(max(1, math.ceil(SHORT * 50e9 / (2 * m * n * k))), 500)
-    for i in range(repeats + 1):
-        a, b = operands(m, n, k, layout, rng)
-        product(warm_a, warm_b, warm_out)
+    (a, b), *fresh = [operands(m, n, k, layout, rng) for _ in range(repeats + 1)]
+    start, awake = time.perf_counter(), False
+    while not awake:
+        product(a, b, out)
+        awake = time.perf_counter() - start > WAKING
+    for a, b in fresh:
         start = time.perf_counter()
         for _ in range(count):
             product(a, b, out)
-        if i:
-            found.append((time.perf_counter() - start) / count)
+        found.append((time.perf_counter() - start) / count)
     return found
 
 
