@@ -82,6 +82,8 @@ def look_up(cache: Path, name: str) -> tuple[Path, dict | None]:
     """The first intact entry and its facts; if there is none, the first free name and None."""
     for number in itertools.count():
         entry = cache / f"{name}-{number}"
+        if not os.path.lexists(entry):  # before reading it: what appears later is another's, whole
+            return entry, None
         try:
             index = json.loads((entry / "index.json").read_text(encoding="utf-8"))
             facts, files = index["facts"], index["files"]
@@ -90,8 +92,6 @@ def look_up(cache: Path, name: str) -> tuple[Path, dict | None]:
                 return entry, facts
         except (OSError, ValueError, TypeError, KeyError):
             pass
-        if not os.path.lexists(entry):
-            return entry, None
     raise AssertionError("unreachable")
 
 

@@ -473,6 +473,22 @@ def test_an_entry_that_another_run_finished_first_is_used(corpus, cache, monkeyp
     assert len(entries(cache)) == 2  # a tokenizer and its tokens, nothing twice, nothing partial
 
 
+def test_an_entry_that_appears_while_it_is_looked_for_is_used(corpus, cache, monkeypatch):
+    path, elsewhere, lexists, asked = corpus(LINES), cache.with_name("other"), os.path.lexists, []
+    open_data(path, block_size=2, cache=elsewhere)
+
+    def at_the_second_time(entry):
+        rival = elsewhere / Path(entry).name
+        if entry in asked and rival.exists() and not lexists(entry):
+            shutil.copytree(rival, entry)
+        asked.append(entry)
+        return lexists(entry)
+
+    monkeypatch.setattr("os.path.lexists", at_the_second_time)
+    open_data(path, block_size=2, cache=cache)
+    assert entries(cache) == entries(elsewhere)
+
+
 def _open_in_a_process(path, cache, start, results):
     start.wait()
     results.put(open_data(path, "char", block_size=2, cache=cache).fingerprint)
