@@ -189,12 +189,12 @@ def parse_einsum(subscripts: str, shapes: list[tuple[int, ...]]) -> tuple[list[s
     unknown = set(result) - set("".join(spelled))
     if unknown or len(set(result)) != len(result):
         raise ValueError(f"einsum {subscripts!r}: the output {right!r} repeats or invents letters")
-    sizes: dict[str, int] = {}
+    size = sizes(spelled, shapes)
     for term, shape in zip(spelled, shapes, strict=True):
         for c, n in zip(term, shape, strict=True):
-            if n != 1 and sizes.setdefault(c, n) != n:
+            if n not in (1, size[c]):
                 raise ValueError(
-                    f"einsum {subscripts!r}: axis {c!r} is {sizes[c]} in one operand and {n} in "
+                    f"einsum {subscripts!r}: axis {c!r} is {size[c]} in one operand and {n} in "
                     f"another (shapes {', '.join(map(str, shapes))})"
                 )
     return spelled, result

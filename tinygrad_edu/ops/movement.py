@@ -48,7 +48,7 @@ class Index:
         out = a[index]
         # An index of plain slices and integers gives a view, and picks nothing twice.
         ctx.is_view = isinstance(out, np.ndarray) and np.may_share_memory(out, a)
-        return out if ctx.is_view else copy(out)
+        return out if ctx.is_view else copy(out)  # NumPy's memory is on nobody's account
 
     @staticmethod
     def backward(ctx, grad):
