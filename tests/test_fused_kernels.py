@@ -5,7 +5,6 @@ sum of n terms of magnitude m is off by about sqrt(n) * eps * m, and a product o
 by a few times that; 300 eps times the largest value covers every sum here (n below 200).
 """
 
-import os
 import subprocess
 import sys
 
@@ -19,7 +18,6 @@ from tinygrad_edu.kernels import (
     cross_entropy,
     elementwise,
     gather,
-    jit,
     launch,
     naive,
     normalize,
@@ -344,34 +342,6 @@ def test_fifty_steps_give_the_same_bits_on_one_and_two_threads():
         for n in ("1", "2")
     ]
     assert digests[0] == digests[1] and len(digests[0]) == 65
-
-
-WAITING = """
-import os, sys, numpy as np
-from tinygrad_edu.kernels import elementwise
-from numba import threading_layer
-before = dict(os.environ)
-elementwise.gelu(np.ones(3), tanh=True)
-assert dict(os.environ) == before
-print(threading_layer())
-"""
-
-
-@pytest.mark.parametrize(
-    ("given", "spins"), [({}, jit.SPINS), ({"GOMP_SPINCOUNT": "77"}, "77")], ids=str
-)
-def test_threads_spin_briefly_where_they_wait_unless_the_user_says_otherwise(given, spins):
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    run = subprocess.run(
-        [sys.executable, "-c", WAITING],
-        env={**env, **given, "OMP_DISPLAY_ENV": "VERBOSE"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    if run.stdout.strip() != "omp" or "GOMP_SPINCOUNT" not in run.stderr:
-        pytest.skip("the threads are not GNU OpenMP's")
-    assert f"GOMP_SPINCOUNT = '{spins}'" in run.stderr
 
 
 def test_a_task_reads_the_data_pointer_of_an_array():

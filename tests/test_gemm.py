@@ -255,8 +255,6 @@ def test_python_threads_do_not_share_workspace(shapes, order):
         a, b = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
         b = np.asarray(b, order=order)  # F: packed; C: half of the sum waits in workspace
         work.append((a, b, matmul(a, b)))
-    if order == "C" and launch.threads() > 1 and numba.threading_layer() == "workqueue":
-        pytest.skip("Numba's own threads take one caller at a time")
     wrong = []
 
     def many(a, b, expected):

@@ -28,7 +28,6 @@ import threading
 import time
 from pathlib import Path
 
-SPINS = "10000"  # turns of a loop, a tenth to half of a millisecond
 NAMES = {"f": "float32", "d": "float64"}
 watchers = []  # functions of the start and end, in nanoseconds, of what was compiled
 HERE = Path(__file__).resolve().parent
@@ -84,29 +83,6 @@ def cached(decorator, function, dtype, **options):
             numba.config.CACHE_DIR = before
 
 
-def start_threads():
-    """Starts Numba's threads, and lets them spin only briefly where they wait.
-
-    GNU OpenMP, Numba's first choice on Linux, has a waiting thread spin for milliseconds before it
-    sleeps. When another program takes a core in the middle of a kernel, the threads that are done
-    then keep the other cores from whoever could go on, at every kernel: beside one busy program on
-    two cores a step of 30 ms took 108 to 147 ms, beside two 126 to 196. With this it takes 101 to
-    114. It matters most where NumPy's BLAS, which has threads of its own, computes the products
-    between our kernels: there such a step takes 70 ms with this and 320 without. A tenth of a
-    millisecond still spans the Python between two kernels. OpenMP reads the variable once, when it
-    is loaded; what the user has set stands.
-    """
-    import numba
-
-    if os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
-        return
-    os.environ["GOMP_SPINCOUNT"] = SPINS
-    try:
-        numba.get_num_threads()  # loads OpenMP
-    finally:
-        del os.environ["GOMP_SPINCOUNT"]
-
-
 @contextlib.contextmanager
 def announced(name):
     """Around a compilation: tells `watchers` when it was, or when the kernel was read from disk,
@@ -147,8 +123,6 @@ class Kernel:
     def _compile(self, dtype):
         import numba
 
-        if self.options.get("parallel"):
-            start_threads()
         with announced(f"{self.function.__name__} for {NAMES[dtype]}"):
             kernel = cached(numba.njit, self.function, dtype, **self.options)
             try:

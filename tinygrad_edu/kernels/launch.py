@@ -21,9 +21,10 @@ Calls that do not need each other share one launch: `double.each([(pieces, [x, y
 `slot` numbers the threads, for kernels that need workspace of their own.
 
 A task is compiled once per element type (float32, float64), when it is first called. Its arguments
-travel in one block of memory, which is why every task has the same signature and one launcher, with
-one parallel loop, serves them all: most compile in a few tenths of a second instead of seconds.
-(The shortest products have a launcher of their own, `gemm.short`, as the way there counts.)
+travel in one block of memory (a `job`), which is why every task has the same signature and one
+launcher, with the threads of one `pool`, serves them all: most compile in a few tenths of a second
+instead of seconds. (The shortest products go to the pool from compiled code, `gemm.short`, as the
+way there counts.)
 `arrays` are pointers to the element type; `seen_as` changes the type.
 """
 
@@ -33,22 +34,17 @@ import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, cfunc, config, njit, prange, types
+from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 from . import jit, switch
 from .allocator import aligned_block
-from .objects import DATA, word
+from .job import ARRAYS, BLOCK, MOST, NUMBERS, SIZES, read_pointers
+from .pool import POOL, run
 
-ARRAYS, SIZES, NUMBERS = 16, 64, 8  # what a block has room for, before the count of pieces
-COUNT = 8 * (ARRAYS + SIZES + NUMBERS)  # where in a block that is, in bytes
-COUNTER = 64  # bytes from one thread's counter to the next one's: a cache line each
-COUNTERS = -(-(COUNT + 8) // COUNTER) * COUNTER
-BLOCK = COUNTERS + COUNTER * config.NUMBA_NUM_THREADS
 SMALL = 1 << 15  # elements: below this, waking a second thread costs more than it helps
 
-_threads = config.NUMBA_NUM_THREADS
+_threads = MOST
 _local = threading.local()
 
 
@@ -94,7 +90,7 @@ def operand(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
 
 def set_threads(n: int) -> None:
     global _threads
-    _threads = min(n, config.NUMBA_NUM_THREADS)
+    _threads = min(n, MOST)
 
 
 def threads() -> int:
@@ -103,7 +99,7 @@ def threads() -> int:
 
 def most_threads() -> int:
     """What `set_threads` is limited to."""
-    return config.NUMBA_NUM_THREADS
+    return MOST
 
 
 def pieces(rows: int, row_size: int, grain: int = SMALL // 2) -> tuple[int, int]:
@@ -112,83 +108,13 @@ def pieces(rows: int, row_size: int, grain: int = SMALL // 2) -> tuple[int, int]
     return -(-rows // step), step
 
 
-@intrinsic
-def _take(typingctx, address, block, place, end, slot):
-    """Calls the task at `address` for the pieces that the counter at `place` gives out, to `end`.
-
-    The block: array pointers, sizes, numbers, the count of pieces, 8 bytes each; then the counters,
-    one per thread.
-    """
-
-    def codegen(context, builder, signature, args):
-        i64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer] * 3 + [i64] * 2)
-        function = builder.inttoptr(args[0], kind.as_pointer())
-        base = builder.inttoptr(args[1], pointer)
-        counter = builder.inttoptr(args[2], i64.as_pointer())
-        at = [0, 8 * ARRAYS, 8 * (ARRAYS + SIZES)]
-        places = [builder.gep(base, [i64(offset)]) for offset in at]
-        loop, body, done = (builder.append_basic_block(n) for n in ("pieces", "piece", "done"))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        piece = builder.atomic_rmw("add", counter, i64(1), "monotonic")
-        builder.cbranch(builder.icmp_signed("<", piece, args[3]), body, done)
-        builder.position_at_end(body)
-        builder.call(function, [*places, piece, args[4]])
-        builder.branch(loop)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), codegen
+def launch(pool, address, blocks, calls, stride, arrays, threads):
+    """Runs the task at `address` on up to `threads` threads, for each block of arguments."""
+    read_pointers(blocks, calls, stride, arrays)
+    run(pool, address, blocks, calls, stride, threads)
 
 
-@intrinsic
-def _write(typingctx, address, value):
-    """Stores an int64 at an address."""
-
-    def codegen(context, builder, signature, args):
-        builder.store(args[1], builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@njit
-def _read_pointers(block, count):
-    """Replaces each array object's address in the block by that of its data."""
-    for place in range(block, block + 8 * count, 8):
-        array = word(place)
-        if array != 0:
-            _write(place, word(array + DATA))
-
-
-@njit
-def _share(address, blocks, calls, stride, threads, slot):
-    """Of each call this thread's share of the pieces, then what is left of the others'."""
-    for block in range(blocks, blocks + calls * stride, stride):
-        count, counters = word(block + COUNT), block + COUNTERS
-        for i in range(threads):
-            owner = (slot + i) % threads
-            _take(address, block, counters + COUNTER * owner, (owner + 1) * count // threads, slot)
-
-
-def launch(address, blocks, calls, stride, arrays, threads):
-    """Runs the task at `address` on `threads` threads, for each block of arguments."""
-    for block in range(blocks, blocks + calls * stride, stride):
-        _read_pointers(block, arrays)
-        for slot in range(threads):
-            count = word(block + COUNT)
-            _write(block + COUNTERS + COUNTER * slot, slot * count // threads)
-    if threads == 1:
-        _share(address, blocks, calls, stride, 1, 0)
-    else:
-        for slot in prange(threads):
-            _share(address, blocks, calls, stride, threads, slot)
-
-
-_launch = jit.Kernel(
-    launch, lambda dtype: types.void(*[types.int64] * 6), parallel=True, nogil=True
-)
+_launch = jit.Kernel(launch, lambda dtype: types.void(*[types.int64] * 7), nogil=True)
 
 
 class Blocks:
@@ -248,7 +174,12 @@ class Task:
             how.pack_into(memory, place, *held, *sizes, *numbers, count)
             pieces, place = pieces + count, place + BLOCK
         workers = min(pieces, _threads if workers is None else workers)
-        start(address, blocks.address, len(calls), BLOCK, len(held), workers)
+        pool = POOL.ready(workers)
+        start(pool, address, blocks.address, len(calls), BLOCK, len(held), workers)
+
+    def address(self, dtype: str) -> int:
+        """Where the compiled body is."""
+        return (self.compiled.get(dtype) or self.compile(dtype))[0]
 
     def compile(self, dtype: str) -> tuple:
         scalar = {"f": types.float32, "d": types.float64}[dtype]

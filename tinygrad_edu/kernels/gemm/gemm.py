@@ -21,7 +21,8 @@ import numpy as np
 
 from .. import elementwise, switch
 from ..allocator import ALIGNMENT, RECYCLER, aligned_block, empty, is_counted
-from ..launch import most_threads, threads
+from ..launch import Blocks, most_threads, threads
+from ..pool import POOL
 from . import entries
 from .blocked import BIAS, GELU, KEEP, RESIDUAL
 from .checks import check_arrays, check_bias, check_extra, check_out
@@ -33,11 +34,11 @@ DIRECT_DEPTH = 2048  # terms of a sum up to which A is not packed: they bound th
 THIN_ALONE = 1 << 17  # elements of B up to which a second thread costs more for few rows of A
 BATCH = 8  # products from which each is left to one thread
 FEW = 8  # rows up to which a product is limited by reading B
+DONE, SHARED = 1, 2  # what `short` says
 KC = 768  # depth of a panel: the deeper, the less often a tile of C is loaded and stored
 MC = 72  # float32 rows of A packed at a time, in L2; more write C to more pages than a TLB has
 B_BYTES = KC * KC * 4  # packed B, in L3: the more columns, the less often A is packed
 BLOCKED, DIRECT, THIN = entries.matmul_blocked, entries.matmul_direct, entries.matmul_thin  # ways
-DONE, SHARED = 1, 2  # by `short`: it has computed a product, or leaves it to all threads
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 KEPT_BYTES = 1 << 24  # workspace up to this size is kept from call to call
@@ -183,21 +184,25 @@ def quick(a, b, out=None):
         return None
     if out is None:
         out = RECYCLER.empty((m, n), dtype)
-    here, on_threads, space = kernels
-    found = here(id(a), id(b), id(out), space, workers)
+    here, space, blocks, task = kernels
+    found = here(
+        id(a), id(b), id(out), space, blocks.address, workers, POOL.ready(workers), task
+    )  # fmt: skip
     if found == SHARED:
-        on_threads[dtype.char](id(a), id(b), id(out), space, workers)
+        here, space, blocks, task = _quick_kernels(dtype, shared=True)
+        found = here(id(a), id(b), id(out), space, blocks.address, workers, POOL.address, task)
     return out if found else None
 
 
-def _quick_kernels(dtype):
+def _quick_kernels(dtype, shared=False):
     """What `quick` needs; the workspace is this thread's, as the kernels let other threads run."""
     if dtype is not FLOAT32 and dtype is not FLOAT64:
         return None
     from . import short
 
+    task = short.few_columns.address(dtype.char) if shared else 0
     space = _aligned(64 * DIRECT_DEPTH * most_threads(), dtype)
-    _local.__dict__[id(dtype)] = short.here[dtype.char], short.on_threads, space
+    _local.__dict__[id(dtype)] = short.here[dtype.char], space, Blocks(1), task
     return _local.__dict__[id(dtype)]
 
 

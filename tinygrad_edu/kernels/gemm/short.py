@@ -5,9 +5,11 @@ Python takes as long again, several times over. Here Python passes three array o
 and compiled code does the checking.
 """
 
-from numba import njit, prange, types
+from numba import njit, types
 
 from ..jit import Kernel
+from ..job import ARRAYS, COUNT, write
+from ..launch import task
 from ..objects import (
     DATA,
     FLAGS,
@@ -21,8 +23,9 @@ from ..objects import (
     strides_of,
     word,
 )  # fmt: skip
+from ..pool import run
 from .gemm import DIRECT_DEPTH, DONE, FEW, MEDIUM, SHARED, SMALL, THIN_ALONE
-from .microkernel import pointer, step
+from .microkernel import itemsize, pointer, step
 from .unpacked import direct, few_rows, half_row, halves, join, paired, tiles
 
 
@@ -54,12 +57,12 @@ def fits(a, b, c, size):
     return word(c + FLAGS) & WRITEABLE != 0
 
 
-def short(a, b, c, space, threads):
-    """C = A @ B of two matrices on the calling thread; a, b, c: addresses of array objects.
+def short(a, b, c, space, block, threads, pool, task):
+    """C = A @ B of two matrices; a, b, c: addresses of array objects.
 
-    Returns DONE; SHARED if `short_on_threads` should do it; 0 if this is not the way at all, as C
-    may not take A @ B, or is too large. space: room for 64 * DIRECT_DEPTH elements, of the dtype
-    of A.
+    Returns DONE; SHARED if it takes more threads, but task, the address of `few_columns`, is 0; and
+    0 if this is not the way at all, as C may not take A @ B, or is too large. space: room for
+    64 * DIRECT_DEPTH elements per thread, of the dtype of A; block: of a job, see `job`.
     """
     size, like = space.itemsize, pointer(space)
     if not fits(a, b, c, size):
@@ -70,11 +73,26 @@ def short(a, b, c, space, threads):
     if n <= FEW < m or k > 4 * DIRECT_DEPTH or (m == 1 and n > 64 * DIRECT_DEPTH):
         return 0
     if m <= FEW and (b_row == size or b_col == size):
-        if threads > 1 and n * k > THIN_ALONE:
+        if threads == 1 or n * k <= THIN_ALONE:
+            few_rows(
+                left, a_row, a_col, right, b_row, b_col, result, n * size, size, m, n, k, False,
+                like,
+            )  # fmt: skip
+            return DONE
+        if task == 0:
             return SHARED
-        few_rows(
-            left, a_row, a_col, right, b_row, b_col, result, n * size, size, m, n, k, False, like
-        )
+        pairs = paired(n, like) if m == 1 and b_col == size and threads % 2 == 0 else 0
+        parts = 2 if pairs and halves(k) else 1
+        ranges, end = -(-threads // parts), pairs if parts == 2 else n
+        columns = ((end + ranges - 1) // ranges + 63) // 64 * 64
+        write(block, space.ctypes.data)
+        for i, value in enumerate((a, b, c, columns, end, parts)):
+            write(block + 8 * (ARRAYS + i), value)
+        write(block + COUNT, parts * -(-end // columns))
+        run(pool, task, block, 1, 1, threads)
+        if parts == 2:
+            join(result, like, end)
+            tiles(left, a_row, a_col, right, b_row, result, n * size, 1, end, n, k, False, like)
         return DONE
     work = m * n * k
     if k > DIRECT_DEPTH or work > MEDIUM or (threads > 1 and work > SMALL):
@@ -83,49 +101,33 @@ def short(a, b, c, space, threads):
     return DONE
 
 
-def short_on_threads(a, b, c, space, threads):
-    """The same for what is SHARED: few rows. space: room as in `short` for each thread.
+@task
+def few_columns(arrays, sizes, numbers, piece, slot):
+    """A range of the columns of a product with few rows; of a single row half of the sum, too.
 
-    Each takes a range of columns; for a single row two share one, each half of the sum, with the
-    same cut as on one thread.
+    The cut of the sum is the same as on one thread. The later half waits in the workspace.
     """
-    size, like = space.itemsize, pointer(space)
+    space, size = arrays[0], itemsize(arrays[0])
+    a, b, c, columns, end, parts = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]
     (_, _, m, k), n = shape_of(a), shape_of(b)[3]
     (_, _, a_row, a_col), (_, _, b_row, b_col) = strides_of(a), strides_of(b)
-    left, right, result = data(a, like), data(b, like), data(c, like)
-    shared = m == 1 and halves(k) and b_col == size and threads % 2 == 0
-    parts = 2 if shared else 1
-    ranges, end = -(-threads // parts), paired(n, like) if parts == 2 else n
-    share = ((n + ranges - 1) // ranges + 63) // 64 * 64
-    for slot in prange(parts * ranges):
-        first, last = slot // parts * share, min(end, (slot // parts + 1) * share)
-        if first >= last:
-            continue
-        if parts == 2:
-            half_row(
-                slot % 2, left, a_col, step(right, first * size), b_row,
-                step(result, first * size), step(like, first * size), last - first, k, False,
-            )  # fmt: skip
-        else:
-            room = step(like, slot * 64 * DIRECT_DEPTH * size)
-            few_rows(
-                left, a_row, a_col, step(right, first * b_col), b_row, b_col,
-                step(result, first * size), n * size, size, m, last - first, k, False, room,
-            )  # fmt: skip
+    first = piece // parts * columns
+    left, right = data(a, space), step(data(b, space), first * b_col)
+    result, width = step(data(c, space), first * size), min(columns, end - first)
     if parts == 2:
-        join(result, like, end)
-        tiles(left, a_row, a_col, right, b_row, result, n * size, 1, end, n, k, False, like)
+        other = step(space, first * size)
+        half_row(piece % 2, left, a_col, right, b_row, result, other, width, k, False)
+    else:
+        room = step(space, slot * 64 * DIRECT_DEPTH * size)
+        few_rows(
+            left, a_row, a_col, right, b_row, b_col, result, n * size, size, m, width, k, False,
+            room,
+        )  # fmt: skip
 
 
-def _signature(result):
-    def signature(dtype):
-        room = {"f": types.float32, "d": types.float64}[dtype][::1]
-        return result(*[types.int64] * 3, room, types.int64)
-
-    return signature
+def _signature(dtype):
+    room = {"f": types.float32, "d": types.float64}[dtype][::1]
+    return types.int64(*[types.int64] * 3, room, *[types.int64] * 4)
 
 
-here = Kernel(short, _signature(types.int64), error_model="numpy", nogil=True)
-on_threads = Kernel(
-    short_on_threads, _signature(types.void), error_model="numpy", nogil=True, parallel=True
-)
+here = Kernel(short, _signature, error_model="numpy", nogil=True)
