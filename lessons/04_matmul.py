@@ -118,7 +118,6 @@ from gpt import machine
 
 cores = numba.config.NUMBA_NUM_THREADS
 peak = {n: machine.fma_peak(n) / 1e9 for n in sorted({1, cores})}
-numba.set_num_threads(cores)  # as it was
 MANY = f"{cores} cores" if cores > 1 else "1 core"
 shared = peak[cores] < 0.75 * cores * peak[1]  # other work, or two "cores" on the same units
 say(

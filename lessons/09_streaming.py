@@ -26,19 +26,17 @@
 # itself, so that nothing but weights has to come to the chip, and nothing but gradients to leave.
 
 # %%
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 
 import tinygrad_edu as tg
 from lessons.figure import BLUE, GREEN, INK, ORANGE, PURPLE, RED, canvas, say, show
 from tinygrad_edu import functional as F
 
-threads = numba.get_num_threads()
 tg.set_num_threads(1)  # one core computes, which leaves one to move bytes
-numba.set_num_threads(1)  # and no thread waits on that one for work
 
 DEPTH, WIDTH, ROWS = 10, 384, 256
 rng = np.random.default_rng(9)
@@ -654,8 +652,7 @@ show(
     "turns, and the red gaps are the chip waiting; ahead, weights and gradients move while it "
     "computes.",
 )
-numba.set_num_threads(threads)
-tg.set_num_threads(threads)
+tg.set_num_threads(os.cpu_count())  # all of them again
 
 # %% [markdown]
 # Two kinds of waiting are left. One is at the beginning of the step: nothing can be fetched before
