@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -69,19 +70,25 @@ class RunFolder:
         self.metrics = Metrics(self.path / "metrics.jsonl")
         self._stale: str | None = None
         self._undrawn: str | None = None
+        self._next_picture = 0.0  # seconds, on the clock of time.monotonic
 
     @property
     def trouble(self) -> str | None:
         return "; ".join(filter(None, (self.metrics.trouble, self._stale, self._undrawn))) or None
 
-    def draw(self) -> None:
-        """Draws loss.png anew."""
+    def draw(self, final: bool = True) -> None:
+        """Draws loss.png anew, but spends at most a hundredth of the time before the final one."""
+        began = time.monotonic()
+        if not final and began < self._next_picture:
+            return
         try:
             draw_losses(self.metrics.rows(), self.path / "loss.png")
             self._undrawn = self.metrics.left_out
         except Exception as error:  # matplotlib's settings are the user's: no picture ends a run
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             self._undrawn = f"{self.path / 'loss.png'}: still an earlier picture: {why}"
+        now = time.monotonic()
+        self._next_picture = now + 100 * (now - began)
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:

@@ -182,7 +182,7 @@ def train(
                 try:
                     folder.commit(step, *checkpoint_of(model, optimizer, data, config))
                     saved, kept = step, f"the one of step {step} is kept"
-                    folder.draw()
+                    folder.draw(final=last or bool(stop))
                 except tg.memory.ExternalMemoryError:  # not the disk: the numbers themselves
                     raise
                 except OSError as error:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gpt import disk
+from gpt import disk, run_folder
 from gpt.disk import write_atomically
 from gpt.errors import UserError
 from gpt.run_folder import RunFolder
@@ -441,6 +441,23 @@ def test_metrics_are_strict_json_and_a_torn_line_is_dropped(folder):
     again.metrics.append({"step": 3, "loss": 3.0})
     assert [row["step"] for row in again.metrics.rows()] == [1, 2, 3]
     assert path.read_bytes().count(b"\n") == 3
+
+
+def test_pictures_take_a_hundredth_of_the_time_until_the_final_one(tmp_path, monkeypatch):
+    clock, drawn = [1000.0], []
+
+    def draw(rows, path):
+        drawn.append(clock[0])
+        clock[0] += 0.5
+
+    monkeypatch.setattr(run_folder, "draw_losses", draw)
+    monkeypatch.setattr(run_folder.time, "monotonic", lambda: clock[0])
+    folder = RunFolder(tmp_path)
+    for second in (1000, 1001, 1050, 1051, 1052):
+        clock[0] = second
+        folder.draw(final=False)
+    folder.draw()
+    assert drawn == [1000, 1051, 1052]
 
 
 @pytest.mark.parametrize(
