@@ -333,7 +333,7 @@ print(seen.hexdigest())
 """
 
 
-@pytest.mark.skipif(launch.config.NUMBA_NUM_THREADS < 2, reason="one thread only")
+@pytest.mark.skipif(launch.most_threads() < 2, reason="one thread only")
 def test_fifty_steps_give_the_same_bits_on_one_and_two_threads():
     digests = [
         subprocess.run(
