@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tinygrad_edu.kernels import launch
-from tinygrad_edu.kernels.launch import span, task
+from tinygrad_edu.kernels.launch import pieces, span, task
 from tinygrad_edu.memory.calibrate import timed
 
 ACCUMULATORS = 12  # more than the latency of an FMA times the units of a core; fits 16 registers
@@ -70,7 +70,8 @@ def multiply_add(arrays, sizes, numbers, piece, slot):
 
 @task
 def copy(arrays, sizes, numbers, piece, slot):
-    first, last = COPIED * piece, min(sizes[0], COPIED * (piece + 1))
+    n, step = sizes[0], sizes[1]
+    first, last = piece * step, min(n, (piece + 1) * step)
     source, target = span(arrays[0], first, last), span(arrays[1], first, last)
     for i in range(len(source)):
         target[i] = source[i]
@@ -97,7 +98,7 @@ def fma_peak(threads: int, repeats: int = 9, rounds: int = 10_000_000) -> float:
 def bandwidth(threads: int, repeats: int = 9, megabytes: int = 256) -> float:
     """Bytes per second, read plus written, of copying on `threads` threads."""
     source = np.ones(megabytes * 2**20 // 4, np.float32)
-    target, pieces = np.empty_like(source), -(-source.size // COPIED)
+    target, (count, step) = np.empty_like(source), pieces(source.size, 1, COPIED)
     with on_threads(threads):
-        seconds = min(timed(lambda: copy(pieces, [source, target], [source.size]), repeats))
+        seconds = min(timed(lambda: copy(count, [source, target], [source.size, step]), repeats))
     return 2 * source.nbytes / seconds

@@ -114,11 +114,8 @@ def test_an_interrupt_at_the_start_gives_no_slot_out_twice(mine, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run()
     before = threading.active_count()
-    launch.set_threads(2)
-    try:
-        until(lambda: len(set(run(20_000)[1])) > 1)
-    finally:
-        launch.set_threads(launch.most_threads())
+    monkeypatch.setattr(launch, "_threads", 2)
+    until(lambda: len(set(run(20_000)[1])) > 1)
     assert threading.active_count() == before
 
 

@@ -16,10 +16,10 @@ from .objects import DATA, word
 
 ARRAYS, SIZES, NUMBERS = 16, 64, 8  # what a block has room for, before the count of pieces
 COUNT = 8 * (ARRAYS + SIZES + NUMBERS)  # where in a block that is, in bytes
-COUNTER = 64  # bytes from one thread's counter to the next one's: a cache line each
-COUNTERS = -(-(COUNT + 8) // COUNTER) * COUNTER
+LINE = 64  # bytes of a cache line: what different threads write lies on different ones
+COUNTERS = -(-(COUNT + 8) // LINE) * LINE
 MOST = config.NUMBA_NUM_THREADS  # threads, the caller included
-BLOCK = COUNTERS + COUNTER * MOST
+BLOCK = COUNTERS + LINE * MOST
 
 
 @intrinsic
@@ -75,7 +75,7 @@ def deal(blocks, calls, stride, threads):
     for block in range(blocks, blocks + calls * stride, stride):
         count = word(block + COUNT)
         for slot in range(threads):
-            write(block + COUNTERS + COUNTER * slot, slot * count // threads)
+            write(block + COUNTERS + LINE * slot, slot * count // threads)
 
 
 @njit
@@ -85,4 +85,4 @@ def work(address, blocks, calls, stride, threads, slot):
         count, counters = word(block + COUNT), block + COUNTERS
         for i in range(threads):
             owner = (slot + i) % threads
-            _take(address, block, counters + COUNTER * owner, (owner + 1) * count // threads, slot)
+            _take(address, block, counters + LINE * owner, (owner + 1) * count // threads, slot)

@@ -38,10 +38,9 @@ from numba.extending import intrinsic
 
 from . import jit
 from .allocator import aligned_block
-from .job import MOST, deal, work, write
+from .job import LINE, MOST, deal, work, write
 from .objects import word
 
-LINE = 64  # bytes of a cache line: what different threads write lies on different ones
 OWNER, GATE, TICKET, JOB, SLOTS = 0, LINE, 2 * LINE, 2 * LINE + 8, 3 * LINE
 OPEN = 1 << 32
 X86 = binding.get_process_triple().startswith(("x86_64", "i686"))

@@ -189,20 +189,23 @@ def quick(a, b, out=None):
         id(a), id(b), id(out), space, blocks.address, workers, POOL.ready(workers), task
     )  # fmt: skip
     if found == SHARED:
-        here, space, blocks, task = _quick_kernels(dtype, shared=True)
+        from .short import few_columns
+
+        task = few_columns.address(dtype.char)
+        _local.__dict__[id(dtype)] = here, space, blocks, task
         found = here(id(a), id(b), id(out), space, blocks.address, workers, POOL.address, task)
     return out if found else None
 
 
-def _quick_kernels(dtype, shared=False):
-    """What `quick` needs; the workspace is this thread's, as the kernels let other threads run."""
+def _quick_kernels(dtype):
+    """What `quick` needs, but for the task of products that threads share, which comes with the
+    first of them; the workspace is this thread's, as the kernels let other threads run."""
     if dtype is not FLOAT32 and dtype is not FLOAT64:
         return None
     from . import short
 
-    task = short.few_columns.address(dtype.char) if shared else 0
     space = _aligned(64 * DIRECT_DEPTH * most_threads(), dtype)
-    _local.__dict__[id(dtype)] = short.here[dtype.char], space, Blocks(1), task
+    _local.__dict__[id(dtype)] = short.here[dtype.char], space, Blocks(1), 0
     return _local.__dict__[id(dtype)]
 
 
